@@ -98,19 +98,20 @@ class Decoding:
         """Return how images are decoded that were decoded so and stored as 8 bits again."""
         return Decoding(max_pixels=self.max_pixels, channels="grey" if self.num_channels == GREY else "rgb")
 
-    def in_words(self) -> str:
-        """Say in one sentence how image files become pixels, where that is not as usual; else return nothing."""
+    def unusual(self) -> str:
+        """Name the settings that are not as usual and what they do to values, behind "decoded with"; else nothing."""
         settings = {name: self.setting(name) for name, usual in DEFAULTS.items() if self.setting(name) != usual}
-        if not settings:
-            return ""
         listed = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items())
         bounds = self.value_range
-        mapped = (
-            f": values from {bounds.low:.17g} to {bounds.high:.17g} become 0 to 255, what lies outside is clipped"
-            if bounds.low is not None
-            else ""
-        )
-        return f"Its images were decoded with {listed}{mapped}"
+        if bounds.low is None:
+            return listed
+        ends = f"values from {bounds.low:.17g} to {bounds.high:.17g} become 0 to 255, what lies outside is clipped"
+        return f"{listed}: {ends}"
+
+    def in_words(self) -> str:
+        """Say in one sentence how image files become pixels, where that is not as usual; else return nothing."""
+        unusual = self.unusual()
+        return f"Its images were decoded with {unusual}" if unusual else ""
 
     def identity(self) -> str:
         """Return what goes into the hash of what is decoded so; of a size alone, as ever."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from beit.common.errors import InputError, require
-from beit.common.images.formats import is_image_path
+from beit.common.images.formats import OTHER_NAMES, is_image_path
 from beit.common.sources.lists import read_text
 from beit.common.sources.loose_files import FileList, open_files
 from beit.common.sources.mask_folders import IMAGE_END, MASK_END
@@ -42,8 +42,10 @@ _OTHER_VIEWS = re.compile(r"(?i)_(color|instanceids|instancetrainids|polygons)$"
 """Masks of Cityscapes that say other things of an image."""
 _VOC_YEAR = re.compile(r"(^|/)VOC20\d\d(_|/|$)")
 _LISTS = "ImageSets/Segmentation/"
-_MASK_SUFFIXES = (".tif", ".tiff", ".gif", ".bmp")
-"""What masks may be and images not, beside what both may."""
+_MASK_ONLY_SUFFIXES = (".gif", ".bmp")
+"""What masks may be and images not."""
+_MASK_SUFFIXES = (".png", ".tif", ".tiff", *_MASK_ONLY_SUFFIXES)
+"""What masks may be; by the first three an image may be called, too."""
 _OTHER_MASKS = (".npy", ".npz", ".mat", ".xml", ".json", ".txt", ".jsonl")
 """How masks and outlines come that are not read here, for messages."""
 _PARTS = ("train", "validation", "test")
@@ -249,7 +251,7 @@ def _found_by_name(mask: _Placed, by_name: dict[str, list[_Placed]]) -> _Placed 
 
 def _is_mask_only(path: str) -> bool:
     """Tell whether a file may be a mask and no image."""
-    return path.lower().endswith(_MASK_SUFFIXES)
+    return path.lower().endswith(_MASK_ONLY_SUFFIXES)
 
 
 def _mask_stems(stem: str) -> list[str]:
@@ -282,8 +284,8 @@ def _paired_side_by_side(root: str, files: Sequence[FileStat]) -> PairList:
     masks = [one for one in placed if is_mask(one)]
     if not masks:
         counts = Counter((one.folder, one.stem) for one in placed)
-        endings = (".png", *_MASK_SUFFIXES)
-        masks = [one for one in placed if counts[one.folder, one.stem] == 2 and one.file.path.lower().endswith(endings)]
+        twice = [one for one in placed if counts[one.folder, one.stem] == 2]
+        masks = [one for one in twice if one.file.path.lower().endswith(_MASK_SUFFIXES)]
     chosen = {mask.file.path for mask in masks}
     images = [one for one in placed if one.file.path not in chosen and not _is_mask_only(one.file.path)]
     if not masks:
@@ -435,7 +437,7 @@ def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> st
     hint = f" ({', '.join(other)} are no masks here: masks are PNG, outlines COCO's JSON)" if other else ""
     unread = [file.path for file in files if _is_mask_only(file.path) and file.path not in dict(found.without_image)]
     if unread:
-        hint = f" ({unread[0]} and the like are read as masks only; images are JPEG, PNG or WebP)"
+        hint = f" ({unread[0]} and the like are read as masks only; images are JPEG, PNG, WebP, {OTHER_NAMES})"
     if has_role(root.rsplit("/", 1)[-1]):
         return f"{root} holds no pairs of images and masks; give {root.rpartition('/')[0]}, where the others lie, too"
     lone = next((folder for folder in _folders(images) if is_mask_folder(folder.rsplit("/", 1)[-1])), None)

@@ -246,11 +246,16 @@ def _images(store: TokenStore) -> Entry:
     source = store.info.source
     kind = _SOURCES.get(source.kind, source.kind)
     held_out = int(store.shards.num_held_out.sum())
+    unusual = store.info.decoding.unusual()
+    texts = [
+        f"{count(held_out)} of them held out to measure on" if held_out else "none held out",
+        f"decoded with {unusual}" if unusual else "",
+    ]
     return Entry(
         step="Images",
         key=source.digest,
         name=f"{count(len(store), 'image')} in {kind}",
-        text=f"{count(held_out)} of them held out to measure on" if held_out else "none held out",
+        text="; ".join(text for text in texts if text),
         facts=_some(
             ("identity", _short(source.digest)),
             ("in the source", count(source.num_images, "image") if source.num_images else ""),

@@ -29,6 +29,7 @@ from beit.finetune.weights.export.image_processor import (
     photos,
     processor_settings,
 )
+from beit.finetune.weights.export.preprocessing import decoding_note
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, probe_mask
 from beit.finetune.weights.import_exported import KEY, own_facts
 
@@ -68,7 +69,7 @@ def notes(source: ExportSource) -> list[str]:
             f"for {shifted} of 5 sizes of photo transformers cuts one pixel further left or up than beit: it rounds an "
             "odd margin down; compared are pixels of the same cut"
         )
-    return found
+    return found + decoding_note(source.config)
 
 
 def expected(source: ExportSource) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.segmentation.heads import resize
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.weights.export.exporter import Run, import_library
-from beit.finetune.weights.export.preprocessing import IMAGES, MASK, describe
+from beit.finetune.weights.export.preprocessing import IMAGES, MASK, decoding_note, describe
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, build_model, probe_mask
 from beit.finetune.weights.import_exported import ONNX_FILE
 
@@ -74,7 +74,7 @@ def notes(source: ExportSource) -> list[str]:
         rest = len(left_out) - _NAMES_IN_NOTE
         listed = ", ".join(left_out[:_NAMES_IN_NOTE]) + (f" and {rest} more" if rest > 0 else "")
         found.append(f"left out, since no output needs them: {len(left_out)} tensors, {listed}")
-    return found
+    return found + decoding_note(source.config)
 
 
 def reload(folder: Path, source: ExportSource) -> Run:

@@ -8,6 +8,7 @@ from beit.common.encoder import read_encoder_config, read_encoder_state, save_mo
 from beit.common.errors import InputError
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.images.ranges import ValueRange
+from beit.finetune.weights.by_hand import decoding_steps
 from beit.finetune.weights.export.exporter import export_model
 from beit.finetune.weights.import_exported import decoding_of
 from beit.finetune.weights.import_model import import_encoder
@@ -34,6 +35,18 @@ def test_an_export_says_how_images_are_decoded_and_is_read_back_so(tmp_path, sca
     assert back.decoding == SCANS
     grey = import_encoder(tmp_path / "out", tmp_path / "grey", in_chans=1).config
     assert grey.decoding == replace(SCANS, channels="grey")
+
+
+@pytest.mark.parametrize(("module", "document"), [("huggingface", "README.md"), ("onnx", "preprocessing.json")])
+def test_the_other_targets_say_it_in_the_terminal_and_step_by_step_beside_the_weights(
+    tmp_path, scans, module, document
+):
+    found = export_model(scans, tmp_path / "out", module=module)
+    assert "decoded with range percentile:1,99, channels [4, 3, 2], alpha white" in " ".join(found.summary.split())
+    text = (tmp_path / "out" / document).read_text()
+    for step in decoding_steps(SCANS):
+        assert step in text
+    assert "low = 12 and high = 900" in text and "bands 4, 3 and 2, counted from 1" in text
 
 
 def test_what_says_nothing_is_decoded_as_ever(tmp_path):

@@ -72,11 +72,11 @@ def test_why_an_image_cannot_be_packed_is_said_once_for_a_reason(tmp_path, caplo
     source = write_folder(tmp_path / "images", 4)
     for name in ("large", "larger"):
         (source / f"{name}.png").write_bytes(encoded_image(7, "png", size=(1100, 1000)))
-    settings = {"source": SourceConfig(max_megapixels=1.0), "tile": 64, "bad_sample_budget": 0.5}
+    settings = {"source": SourceConfig(max_megapixels=1.0), "tile": 512, "bad_sample_budget": 0.5, "shard_size": 1000}
     assert dict(tokenize(source, tmp_path / "store", **settings).skipped) == {"bomb": 2}
     said = [record.message for record in caplog.records if "cannot be packed" in record.message]
     assert len(said) == 1 and "1100 x 1000 px, 1.1 megapixels, more than 1" in said[0]
-    assert "--set source.max_megapixels=2 admits it" in said[0]
+    assert "--set source.max_megapixels=1.2 admits it" in said[0]
 
 
 def test_null_images_of_a_table_are_counted(tmp_path):

@@ -12,6 +12,7 @@ from beit.common.errors import InputError
 from beit.common.overview.report.documents import find_documents
 from beit.common.overview.report.provenance import provenance_section
 from beit.common.overview.report.run_files import read_run_files
+from beit.common.storage.documents import read_json
 from beit.tests.page_parts import PageParts
 from beit.tests.report_runs import (
     EARLIER,
@@ -76,6 +77,17 @@ def test_a_store_at_hand_is_looked_into_and_known_again(tmp_path: Path) -> None:
     encoder = {"provenance": document | {"step": 30, "total_steps": 30}}
     write_json(run / "encoder/config.json", encoder)
     assert "changed since" not in way(run)
+
+
+def test_how_images_were_decoded_is_said_where_it_is_not_as_usual(tmp_path: Path) -> None:
+    shutil.copytree(EARLIER / "packed", tmp_path / "store")
+    run = pretraining(tmp_path / "run", store=str(tmp_path / "store"))
+    assert "decoded with" not in way(run)
+    document = read_json(tmp_path / "store/store.json")
+    document["source"] |= {"range": "percentile:1,99", "range_found": [12.0, 900.5], "channels": "grey"}
+    write_json(tmp_path / "store/store.json", document)
+    text = way(run)
+    assert "decoded with range percentile:1,99, channels grey: values from 12 to 900.5 become 0 to 255" in text
 
 
 def test_what_runs_share_stands_once_and_what_not_says_whose_it_is(tmp_path: Path) -> None:
