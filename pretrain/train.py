@@ -1,7 +1,6 @@
 """`beit pretrain`: from a token store and settings to a run directory with an encoder in it.
 
-The loop, checkpoints and resume are `beit.common.training.trainer`; here is what is particular to masked image
-modelling.
+Loop, checkpoints and resume: `beit.common.training.trainer`; here: what is particular to masked image modelling.
 """
 
 from __future__ import annotations

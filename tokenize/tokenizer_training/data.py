@@ -15,10 +15,10 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
-from beit.common.shards.held_out import choose_held_out, held_out_hash, image_key
+from beit.common.shards.held_out import choose_held_out, held_out_hash
 from beit.common.shards.schema import HeldOut
 from beit.common.sources.config import SourceConfig
-from beit.common.storage.samples import Record, locate, shard_starts
+from beit.common.storage.samples import Record, image_key, locate, shard_starts
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
