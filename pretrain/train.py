@@ -41,7 +41,7 @@ from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.speed import check_here
+from beit.common.training.speed import check_partitions
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
 from beit.common.vit.channels import describe_fit
@@ -162,7 +162,7 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
 
 def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> None:
     """Refuse, before anything is built, settings that do not go together, or not with the model's shape if known."""
-    check_here(config)
+    check_partitions(config)
     if shape is not None and config.objective.aggregate:
         early_block(shape, config.objective.aggregate_from)
 

@@ -25,8 +25,8 @@ def missing_compiler(device: torch.device) -> str | None:
     return " and ".join(lacking) or None
 
 
-def check_speed(config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
-    """Refuse what cannot be done on this machine, or with these partitions."""
+def check_speed(config: SpeedConfig, *, device: torch.device | None, zero_stage: int) -> None:
+    """Refuse what cannot be done with these partitions, or on this device; None where another machine will train."""
     if not config.compile:
         return
     require(
@@ -34,15 +34,15 @@ def check_speed(config: SpeedConfig, *, device: torch.device, zero_stage: int) -
         "speed.compile has no use with deepspeed.zero_stage = 3, whose hooks put the weights together between the "
         "layers; leave one out",
     )
-    lacking = missing_compiler(device)
+    lacking = None if device is None else missing_compiler(device)
     require(lacking is None, f"speed.compile needs {lacking} on this machine; install it or leave speed.compile out")
 
 
-def check_here(config: TrainingConfig) -> None:
-    """Refuse, before anything is built, what partitions or this machine do not allow."""
+def check_partitions(config: TrainingConfig) -> None:
+    """Refuse, before anything is built and wherever it will be, what does not go with partitions of the weights."""
     stage = zero_stage(config)
     check_partition(config.optimizer, zero_stage=stage)
-    check_speed(config.speed, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), zero_stage=stage)
+    check_speed(config.speed, device=None, zero_stage=stage)
 
 
 def apply_speed(model: nn.Module, config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
