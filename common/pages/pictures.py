@@ -171,7 +171,15 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
 
 
 def on_paper(pixels: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
-    """Lay a picture (height, width, 3) into the middle of paper of a shape, height to width, keeping its own."""
+    """Lay a picture into the middle of paper of a shape, height to width, keeping its own.
+
+    Args:
+        pixels: (height, width, 3), or (height, width) of a grey one.
+        shape: Height to width, of the paper.
+    Returns:
+        (H, W, 3).
+    """
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     height, width, _ = pixels.shape
     wide = max(width, round(height / shape))
     high = max(height, round(width * shape))

@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -93,10 +94,11 @@ class Offer:
     def tensor(self, method: str, result: Any) -> Tensor:
         """Return what a method gave as a tensor."""
         if isinstance(result, np.ndarray):
-            is_unsigned = (
-                result.dtype.kind == "u" and result.dtype != np.uint8
-            )  # torch has few operations on such words
-            return torch.from_numpy(result.astype(np.int64) if is_unsigned else result)
+            self.require(result.dtype.kind in "biufc", f"{method} returned an array of {result.dtype}, must be numbers")
+            if result.dtype.kind == "u" and result.dtype != np.uint8:  # torch has few operations on such words
+                return torch.from_numpy(result.astype(np.int64))
+            # Torch reads no reversed views, and numbers in the machine's own byte order only.
+            return torch.from_numpy(np.ascontiguousarray(result, result.dtype.newbyteorder("=")))
         is_tensor = isinstance(result, Tensor)
         self.require(is_tensor, f"{method} returned a {type(result).__name__}, must be a tensor or an array")
         return cast(Tensor, result)
@@ -201,7 +203,10 @@ def call_code(name: str, role: str, *, device: torch.device, dtype: str, group: 
         inspect.signature(factory).bind(device=device, dtype=dtype)
     except TypeError as error:
         raise InputError(f"{role} {name} must accept the keywords device and dtype ({error})") from None
-    return factory(device=device, dtype=dtype)
+    try:
+        return factory(device=device, dtype=dtype)
+    except (Exception, SystemExit) as error:  # whatever the code does; running out of memory is told by whom, too
+        raise InputError(f"{role} {name} cannot be made ({_told(error)})") from error
 
 
 def _import(name: str, role: str, group: str | None) -> Any:
@@ -211,16 +216,25 @@ def _import(name: str, role: str, group: str | None) -> Any:
         raise InputError(f"{role} {name} is registered by several packages ({values}); give one as module:Class")
     if os.getcwd() not in sys.path and not points:
         sys.path.append(os.getcwd())  # stays: what the module imports later lies beside it; last, so it hides nothing
+    module_name, _, attribute = name.partition(":")
     try:
         if points:
             return points[0].load()
-        module_name, _, attribute = name.partition(":")
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
         return found
-    except Exception as error:  # whatever the imported module does
-        raise InputError(
-            f"{role} {name} cannot be imported ({type(error).__name__}: {error}); check the name, and that its "
-            "package is installed or lies in the current folder"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the imported module does; a script ends by itself
+        way_out = "check the name, and that its package is installed or lies in the current folder"
+        if module_name.endswith(".py"):
+            way_out = f"a module is named without .py: {module_name.removesuffix('.py')}:{attribute}"
+        raise InputError(f"{role} {name} cannot be imported ({_told(error)}); {way_out}") from error
+
+
+def _told(error: BaseException) -> str:
+    """Say in one line what went wrong in somebody's code, and where."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    # What libraries were called on the way says nothing; nor does beit itself, which may be installed beside them.
+    others = (sys.prefix, sys.base_prefix, "<", __file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f"{text}, at {frames[-1].filename}:{frames[-1].lineno}" if frames else text

@@ -143,6 +143,8 @@ def test_wrong_features_are_refused(result: Any, message: str) -> None:
         plugin(features=lambda images: result).features(IMAGES)
 
 
-def test_features_may_be_an_array_of_any_floats() -> None:
-    features = plugin(features=lambda images: np.ones((2, 3, 4, 4))).features(IMAGES)
-    assert features.dtype == torch.float32 and features.eq(1).all()
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_features_may_be_an_array_of_any_floats(dtype: Any) -> None:
+    given = np.arange(96).reshape(2, 3, 4, 4).astype(dtype)[..., ::-1]
+    features = plugin(features=lambda images: given).features(IMAGES)
+    assert features.dtype == torch.float32 and features[0, 0, 0].tolist() == [3, 2, 1, 0]

@@ -10,6 +10,7 @@ from beit.common.pages.pictures import (
     heat_colours,
     ink_on,
     mask_patches,
+    on_paper,
     picture_table,
     share_map,
     sheet,
@@ -100,3 +101,9 @@ def test_maps_of_any_number_of_classes_are_whole_pixels() -> None:
         picture = share_map(np.eye(count, dtype=np.int64) * 3)
         assert picture.width == picture.height <= 1000 and picture.width % count == 0
         assert np.asarray(picture)[-1, -1].tolist() == list(DEEP)
+
+
+def test_paper_shows_grey_pictures_as_colours_of_that_grey() -> None:
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert np.array_equal(on_paper(grey, 1.0), on_paper(np.repeat(grey[..., None], 3, axis=2), 1.0))
+    assert on_paper(grey, 1.0).shape == (3, 3, 3)

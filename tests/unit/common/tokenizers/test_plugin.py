@@ -11,6 +11,7 @@ import torch
 from beit.common.errors import InputError
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer, load_tokenizer
+from beit.common.tokenizers import plugin as plugin_module
 from beit.common.tokenizers.plugin import ENTRY_POINT_GROUP, PluginModel, is_import_name
 
 SHA = "ab" * 32
@@ -29,6 +30,10 @@ class Eight(Zeros):
 
 class Twelve(Zeros):
     img_size = 12
+
+class Lost:
+    def __init__(self, device, dtype):
+        raise FileNotFoundError("weights.pth is\\nnot there")
 
 class Silent:
     def __init__(self):
@@ -86,17 +91,30 @@ def test_device_and_number_format_are_passed_on(module: str) -> None:
         ("MODULE:Missing", r"cannot be imported \(AttributeError: .*Missing"),
         ("MODULE:number", "is a int, must be a class or a function"),
         ("MODULE:Silent", "must accept the keywords device and dtype"),
+        (
+            "MODULE:Lost",
+            r"MODULE:Lost cannot be made \(FileNotFoundError: weights.pth is not there, at .*MODULE.py:19\)$",
+        ),
+        ("MODULE.py:Zeros", r"No module named .*; a module is named without .py: MODULE:Zeros$"),
     ],
 )
 def test_what_cannot_be_imported_or_called_is_one_line(module: str, name: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=message.replace("MODULE", module)) as error:
         load_tokenizer(name.replace("MODULE", module))
     assert "\n" not in str(error.value)
 
 
-def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str) -> None:
-    Path(f"{module}.py").write_text("raise RuntimeError('no licence')")
-    with pytest.raises(InputError, match=r"cannot be imported \(RuntimeError: no licence\)"):
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise RuntimeError('no licence')", r"RuntimeError: no licence, at .*MODULE.py:1"),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--x'])", r"SystemExit: 2, at .*MODULE.py:2"),
+    ],
+)
+def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str, source: str, told: str) -> None:
+    """A script that ends by itself would end beit, too, with whatever code it likes."""
+    Path(f"{module}.py").write_text(source)
+    with pytest.raises(InputError, match=rf"cannot be imported \({told}\)".replace("MODULE", module)):
         load_tokenizer(f"{module}:Zeros")
 
 
@@ -118,6 +136,12 @@ def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str) -> No
 def test_a_missing_or_wrong_attribute_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plugin(**changes)
+
+
+def test_what_is_missing_is_one_line_where_beit_is_installed_beside_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.prefix", str(Path(plugin_module.__file__).parents[2]))
+    with pytest.raises(InputError, match=r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\);"):
+        load_tokenizer("nowhere:Zeros")
 
 
 def test_a_tokenizer_may_take_images_of_one_side_only() -> None:
@@ -143,6 +167,7 @@ def test_a_tokenizer_may_take_images_of_one_side_only() -> None:
         (torch.full((5, 2, 3), 7), r"ids 7 to 7, must lie in \[0, 7\)"),
         (torch.full((5, 2, 3), -1, dtype=torch.int8), r"ids -1 to -1"),
         ([[0]], "encode returned a list"),
+        (np.full((5, 2, 3), "a"), "encode returned an array of <U1, must be numbers"),
     ],
 )
 def test_wrong_words_are_refused(result: Any, message: str) -> None:
@@ -150,10 +175,11 @@ def test_wrong_words_are_refused(result: Any, message: str) -> None:
         encode(encode=lambda images: result)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
-def test_words_may_be_arrays_of_any_integers(dtype: type) -> None:
-    token_ids = encode(encode=lambda images: np.full((5, 2, 3), 6, dtype))
-    assert token_ids.dtype == torch.int64 and token_ids.unique().tolist() == [6]
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, ">u2", ">i4"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_words_may_be_arrays_of_any_integers(dtype: Any, step: int) -> None:
+    token_ids = encode(encode=lambda images: np.tile(np.array([4, 5, 6], dtype), (5, 2, 1))[..., ::step])
+    assert token_ids.dtype == torch.int64 and token_ids[4, 1].tolist() == [4, 5, 6][::step]
 
 
 def test_pictures_must_be_uint8_of_the_right_size() -> None:

@@ -328,3 +328,9 @@ def test_a_picture_shows_pairs_that_look_alike(tmp_path):
     assert "2 of 4 look like another" in result.output
     heights = [Image.open(io.BytesIO((tmp_path / name).read_bytes())).height for name in ("plain.png", "pairs.png")]
     assert heights[1] > heights[0] + 150
+
+
+def test_a_picture_of_grey_images_is_drawn(tmp_path):
+    source = in_form(tmp_path, "folder", {f"{i}.png": encoded(smooth(i)) for i in range(3)})
+    result = run(sources_command, source, "--set", "source.channels=grey", "--out", tmp_path / "grey.png")
+    assert "would be tokenised" in result.output and (tmp_path / "grey.png").exists()
