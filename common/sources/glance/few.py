@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from beit.common.rng import CounterRng
-from beit.common.sources.index import LabelledIndex
 from beit.common.sources.types import SampleRef, ShardReader, Source, SourceShard
 from beit.common.storage.paths import is_remote
 from beit.common.storage.samples import locate, shard_starts, spread_evenly
+
+if TYPE_CHECKING:  # an index needs pyarrow, which whoever draws of a source may do without
+    from beit.common.sources.index import LabelledIndex
 
 Wants = Callable[[str], bool]
 """Tells by its path whether an image is of interest."""
@@ -120,11 +122,11 @@ def few_of(source: Source | LabelledIndex, most: int, *, wants: Wants | None = N
 
     None of tars and tables on a server: each is fetched once, when it is needed.
     """
-    if isinstance(source, LabelledIndex):
-        most = _spared(source.info.kind, source.info.root, most)
-        return draw_of_index(source, most, wants=wants, is_quick=True) if most else iter(())
-    most = _spared(source.kind, source.root, most)
-    return draw_of_source(source, most, wants=wants, is_quick=True) if most else iter(())
+    if isinstance(source, Source):
+        most = _spared(source.kind, source.root, most)
+        return draw_of_source(source, most, wants=wants, is_quick=True) if most else iter(())
+    most = _spared(source.info.kind, source.info.root, most)
+    return draw_of_index(source, most, wants=wants, is_quick=True) if most else iter(())
 
 
 def _spared(kind: str, root: str, most: int) -> int:
