@@ -15,8 +15,8 @@ from beit.common.sources.types import SampleRef, ShardReader, Source, SourceShar
 from beit.common.storage.paths import is_remote
 from beit.common.storage.samples import locate, shard_starts, spread_evenly
 
-if TYPE_CHECKING:
-    from beit.common.sources.index import LabelledIndex  # which loads pyarrow; a plan of a folder needs none
+if TYPE_CHECKING:  # an index needs pyarrow, which whoever draws of a source may do without
+    from beit.common.sources.index import LabelledIndex
 
 Wants = Callable[[str], bool]
 """Tells by its path whether an image is of interest."""
