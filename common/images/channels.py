@@ -46,8 +46,11 @@ def pick_channels(samples: Samples, channels: str | tuple[int, ...]) -> Samples:
         return replace(samples, kind="grey")
     example = "[4, 3, 2]" if channels == "rgb" else "[1]"
     what = "which three of them are red, green and blue" if channels == "rgb" else "which one of them is to be grey"
+    option = example.strip("[]").replace(" ", "")
     raise BadSample(
-        "channels", f"it has {_bands(samples)}; say {what}, counted from 1: --set source.channels={example}"
+        "channels",
+        f"it has {_bands(samples)}; say {what}, counted from 1: --set source.channels={example} (evaluate, predict: "
+        f"--channels {option})",
     )
 
 

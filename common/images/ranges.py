@@ -128,7 +128,11 @@ def bounds_of(samples: Samples, value_range: ValueRange) -> tuple[float, float]:
         if samples.window is not None:
             return samples.window
         if samples.array.dtype.itemsize > 1:  # what has 8 bits was made for the eye
-            raise BadSample("no-window", "it states no window; give source.range as two values, such as [0, 4095]")
+            raise BadSample(
+                "no-window",
+                "it states no window; give source.range as two values, such as [0, 4095] (evaluate, predict: --range "
+                "0,4095)",
+            )
     return samples.full_range
 
 

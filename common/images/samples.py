@@ -60,7 +60,11 @@ class Samples:
             return self.limits
         dtype = self.array.dtype
         if dtype.kind not in "biu":
-            raise BadSample("no-range", f"its values are of type {dtype}; say which of them are black and white")
+            raise BadSample(
+                "no-range",
+                f"its values are of type {dtype}; say which of them are black and white, such as --set "
+                "source.range=[0,1] (evaluate, predict: --range 0,1)",
+            )
         bits = self.bits or (1 if dtype.kind == "b" else 8 * dtype.itemsize)
         return (0.0, 2.0**bits - 1) if dtype.kind != "i" else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 

@@ -171,5 +171,7 @@ def report_bad_samples(bad_samples: BadSampleLog, index: LabelledIndex) -> None:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in bad_samples.counts.most_common())
     if len(bad_samples) == len(index):
-        raise InputError(f"none of the {len(index)} images of {index.name} can be read ({reasons})")
+        raise InputError(
+            f"none of the {len(index)} images of {index.name} can be read ({reasons}); the lines above say why"
+        )
     logger.warning("%d of %d images skipped (%s)", len(bad_samples), len(index), reasons)

@@ -49,7 +49,9 @@ def test_a_band_that_is_not_there_is_a_bad_sample_with_the_number_of_those_that_
 def test_many_bands_are_never_shown_as_colours_or_grey_without_being_asked():
     for channels, example in (("rgb", r"source\.channels=\[4, 3, 2\]"), ("grey", r"source\.channels=\[1\]")):
         for count in (2, 3, 4, 13):
-            with pytest.raises(BadSample, match=f"it has {count} bands; .*counted from 1: --set {example}"):
+            with pytest.raises(
+                BadSample, match=f"it has {count} bands; .*counted from 1: --set {example} .*predict: --channels"
+            ):
                 pick_channels(scene(count), channels)
 
 

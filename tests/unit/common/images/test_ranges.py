@@ -150,7 +150,7 @@ def test_a_window_is_the_images_own():
     assert (to_8_bit(samples, window) == map_to_8_bit(array, 20, 40)).all()
     inverted = Samples(array=array, kind="grey", bits=12, window=(20.0, 40.0), is_inverted=True)
     assert (to_8_bit(inverted, window) == 255 - map_to_8_bit(array, 20, 40)).all()
-    with pytest.raises(BadSample, match="states no window; give source.range"):
+    with pytest.raises(BadSample, match=r"no window; give source.range as .*predict: --range 0,4095\)"):
         to_8_bit(Samples(array=array, kind="grey"), window)
     shallow = Samples(array=array.astype(np.uint8), kind="grey")
     assert (to_8_bit(shallow, window) == array).all()
@@ -214,3 +214,9 @@ def test_what_a_model_was_trained_with_holds_unless_settings_say_otherwise(caplo
     assert caplog.messages == ["source.range is 0,4095, where runs/a was trained with 31,812"]
     with pytest.raises(InputError, match="percentiles are found where a model is trained"):
         SourceConfig(range="percentile:1,99").after(trained, "runs/a", is_final=True)
+
+
+def test_floats_without_a_range_lead_to_the_setting_and_the_option():
+    floats = Samples(array=np.zeros((2, 2, 1), np.float32), kind="grey")
+    with pytest.raises(BadSample, match=r"float32; .*--set source.range=\[0,1\] \(evaluate, predict: --range 0,1\)"):
+        to_8_bit(floats, ValueRange())
