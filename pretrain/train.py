@@ -125,8 +125,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
 def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "auto") -> str:
     """Refuse whatever `run` would refuse before it builds anything, and say that there is nothing of the kind.
 
-    And what the run would take, on one rank of this machine. Of a store that is still to be made only the settings can
-    be checked.
+    And what it would take, on one rank of this machine. Of a store still to be made only the settings can be checked.
     """
     check_directory(run_dir, resume=resume)
     check_settings(config)
