@@ -35,7 +35,7 @@ from beit.common.sources.types import place_in
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.transform import resize_and_center_crop
 from beit.finetune.data import image_name
-from beit.finetune.evaluation.evaluate import single_rank
+from beit.finetune.evaluation.evaluate import say_fit, single_rank
 from beit.finetune.prediction.files import Prediction, check_prediction_file, write_csv_text, write_predictions
 from beit.finetune.prediction.predict import ALL_BUT_ONE, Predictor, load_predictor, report_bad_samples
 
@@ -70,7 +70,9 @@ def predict_tiles_to_file(
 ) -> None:
     """Label every tile and every image of `source`, as `predict_to_file` labels images."""
     check_prediction_file(out, inputs=[model, source])
-    batches = predict_tiles(load_predictor(model, features=features), source, tiling, settings=settings)
+    predictor = load_predictor(model, features=features)
+    reading = (settings or SourceConfig()).after(predictor.stored.decoding, str(model), is_final=True)
+    batches = predict_tiles(predictor, source, tiling, settings=reading)
     if out is None:
         write_csv_text(batches, stdout)
     else:
@@ -78,14 +80,16 @@ def predict_tiles_to_file(
 
 
 def predict_tiles(
-    predictor: Predictor, source: str, tiling: Tiling, *, settings: SourceConfig | None = None
+    predictor: Predictor, source: str, tiling: Tiling, *, settings: SourceConfig
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of the tiles of each image, and then its own: the mean of their probabilities, or features.
 
     Tiles that cannot be read are reported and are no part of the mean; images none of whose tiles can are left out.
+    `settings` say how images are decoded, as the model's own do (`SourceConfig.after`).
     """
     index, world = build_index(source, settings=settings), single_rank()
     world.announce()
+    say_fit(index, predictor.stored, world)
     predictor.model.to(world.device)
     bad_samples = BadSampleLog(len(index), ALL_BUT_ONE)
     with (

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,16 @@ def test_a_row_for_each_tile_and_their_mean_for_the_image(classifier, photos):
         for place in places:
             mean = np.mean([chance[whole[f"label{place}"]] for chance in chances])
             assert float(whole[f"probability{place}"]) == pytest.approx(mean, abs=1e-5)
+
+
+def test_tiles_are_decoded_as_the_images_that_a_model_was_trained_on(classifier, photos, tmp_path):
+    """With its own range and channels, not those of an ordinary photograph; unless told otherwise."""
+    ranged = replace(SMALL, range=(0, 51))
+    save_classifier(tmp_path / "ranged", class_names=NAMES, decoding=ranged.decoding.of_any_size())
+    rows = rows_of(tmp_path / "ranged", photos, settings=SMALL)
+    assert rows == rows_of(classifier, photos, settings=ranged) != rows_of(classifier, photos, settings=SMALL)
+    otherwise = rows_of(tmp_path / "ranged", photos, settings=replace(SMALL, range="dtype"))
+    assert otherwise == rows_of(classifier, photos, settings=SMALL)
 
 
 def test_a_tile_is_looked_at_as_a_whole(classifier, photos):
