@@ -24,7 +24,7 @@ from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
 from beit.common.images.readers.claims import frame_number, too_large
-from beit.common.images.readers.deep_png import is_deep_colour, read_deep_colour
+from beit.common.images.readers.deep_png import is_deep_colour, png_bits, read_deep_colour
 from beit.common.images.samples import Samples, samples_of_8_bit
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
@@ -243,9 +243,17 @@ def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int
     if max(width, height) > MAX_SIDE_PX:
         raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
     image.load()
+    _scale_transparent_grey(image, data)
     if image.format in ("JPEG", "MPO") and frame == "first" and has_filler(data, image):
         raise BadSample("truncated", "the pixel data end early; the rest would be grey")
     return image
+
+
+def _scale_transparent_grey(image: Image.Image, data: bytes) -> None:
+    """Scale the one transparent level of a grey PNG of 2 or 4 bits as its pixels are scaled, which Pillow forgets."""
+    bits, level = png_bits(data), image.info.get("transparency")
+    if image.mode == "L" and bits in (2, 4) and isinstance(level, int):
+        image.info["transparency"] = level * (255 // (2**bits - 1))
 
 
 def _without_text(data: bytes) -> bytes:

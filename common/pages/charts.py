@@ -125,6 +125,8 @@ class LineChart:
     """Values to compare with, and what they are; grey lines."""
     x_ticks: Mapping[float, str] | None = None
     """Places of the level scale and what to write there; by default round numbers from 0."""
+    x_range: tuple[float, float] | None = None
+    """Ends of the level scale; by default what lines need."""
     y_ticks: Mapping[float, str] | None = None
     """The same of the upright scale."""
     y_range: tuple[float, float] | None = None
@@ -261,7 +263,7 @@ def _draw_lines(axes: Axes, chart: LineChart, *, markers: bool = True) -> None:
         )
         for (x, y), half_width in zip(line.points, line.half_widths, strict=False):
             if half_width is not None:
-                ends = [y - half_width, y + half_width]
+                ends = np.clip([y - half_width, y + half_width], *(chart.y_range or (-np.inf, np.inf)))
                 axes.plot(
                     [x, x], ends, color=hex_colour(line.colour), alpha=0.55, linewidth=5, zorder=2.1, clip_on=False
                 )
@@ -410,7 +412,7 @@ def _set_ranges(axes: Axes, chart: LineChart) -> None:
         ys += [end for y, half in found for end in (y - half, y + half)]
     left, right = min(xs) if chart.x_ticks else min(0.0, *xs), max(xs)
     margin = 0.04 * (right - left) or 0.5
-    axes.set_xlim(left - margin if chart.x_ticks or left == right else left, right + margin)
+    axes.set_xlim(chart.x_range or (left - margin if chart.x_ticks or left == right else left, right + margin))
     share = 0.18 if any(line.mark for line in chart.lines) else 0.08  # room for what is written beside a mark
     margin = share * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
     lowest = min(ys) - margin

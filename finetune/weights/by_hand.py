@@ -11,6 +11,7 @@ from beit.common.images.decoding import Decoding
 from beit.common.images.ranges import DTYPE, WINDOW, ValueRange
 
 _ROUNDED = "floor(255 (v - low) / (high - low) + 1/2), at least 0 and at most 255; NaN becomes 0"
+_UPPER = "of PNGs of 16 bits with colours or an opacity the upper 8 of every channel are taken, the opacity's too"
 _BEHIND = {"white": "B = 255", "black": "B = 0"}
 
 
@@ -35,7 +36,9 @@ def _values(decoding: Decoding) -> str:
     }
     frame = which.get(str(decoding.frame), f"number {decoding.frame}, counted from 0")
     return (
-        "Read the values as they are stored (DICOM: times its slope plus its intercept; a palette: its colours), "
+        "Read the values as they are stored (DICOM: times its slope plus its intercept; a palette: its colours; grey "
+        "PNGs of 1, 2 and 4 bits: times 255, 85 and 17, as 8 bits; JPEGs of CMYK: 255 - k - round(c (255 - k) / 255) "
+        "of each ink c and the black k), "
         f"turned as EXIF, TIFF or HEIC say. Of several pages or frames take {frame}."
     )
 
@@ -55,14 +58,12 @@ def _mapped(value_range: ValueRange) -> str:
     elif value_range.kind == WINDOW:
         bounds = (
             "low = c - 1/2 - (w - 1)/2 and high = c - 1/2 + (w - 1)/2 for the first window of the file, of centre c "
-            "and width w (c - w/2 and c + w/2 where its function is not LINEAR); 8 bits without a window stay"
+            "and width w (c - w/2 and c + w/2 where its function is not LINEAR); 8 bits without a "
+            f"window stay; {_UPPER}"
         )
     else:
         assert value_range.kind == DTYPE
-        bounds = (
-            "low and high the ends of its type (0 and 2^b - 1 of b bits; 8 bits stay as they are; of PNG colours of 16 "
-            "bits the upper 8 are taken)"
-        )
+        bounds = f"low and high the ends of its type (0 and 2^b - 1 of b bits; 8 bits stay as they are; {_UPPER})"
     return (
         f"Map each value v to {_ROUNDED}. Here {bounds}. Where the file says that its least value is white "
         "(MONOCHROME1, MINISWHITE), take 255 less that."
@@ -77,7 +78,8 @@ def _laid_over(decoding: Decoding) -> list[str]:
     squares = f"B = {light} where {is_light}, else {dark}, counted from 0 at the top left"
     return [
         f"Lay what is transparent on {decoding.alpha}: (a x + (255 - a) B + 127) // 255 for every colour x, where a is "
-        f"the opacity, mapped to 0 to 255 over its full range, and {_BEHIND.get(decoding.alpha, squares)}."
+        f"the opacity, mapped to 0 to 255 over its full range (0 where a PNG has its one transparent colour, compared "
+        f"by the upper 8 bits where only these are taken, else 255), and {_BEHIND.get(decoding.alpha, squares)}."
     ]
 
 

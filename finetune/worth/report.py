@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -123,7 +124,7 @@ def picture(rows: Sequence[Row], *, facts: str) -> Image.Image | None:
         if len(there) < len(tasks):
             continue
         ends = _range(there)
-        same = [_with_range(chart, ends) for chart in there]
+        same = [replace(chart, y_range=ends) for chart in there]
         drawn.append(line_charts(same, chart_px=_CHART_PX, columns=len(same), key=True))
     if not drawn:
         return None
@@ -180,8 +181,16 @@ def _chart(rows: Sequence[Row], lines: Sequence[Line], *, title: str) -> LineCha
     ticks = {math.log10(row.labels.number): f"{row.labels.number:,}" for row in rows}
     is_difference = title.startswith("difference")
     references = [(0.0, "")] if is_difference else []
+    # Of one number of labels, or of near ones, lines stand beside it and not at the edges.
+    middle, is_narrow = (min(ticks) + max(ticks)) / 2, max(ticks) - min(ticks) < _LEAST_SPAN
     return LineChart(
-        lines=lines, title=title, x_name="labels", x_ticks=ticks, references=references, percent=not is_difference
+        lines=lines,
+        title=title,
+        x_name="labels",
+        x_ticks=ticks,
+        x_range=(middle - 0.54 * _LEAST_SPAN, middle + 0.54 * _LEAST_SPAN) if is_narrow else None,
+        references=references,
+        percent=not is_difference,
     )
 
 
@@ -196,18 +205,6 @@ def _range(charts: Sequence[LineChart]) -> tuple[float, float]:
     if charts[0].percent:  # shares; an interval of two seeds may leave them
         lowest, highest = max(lowest, 0.0), min(highest, 1.0)
     return lowest, highest
-
-
-def _with_range(chart: LineChart, ends: tuple[float, float]) -> LineChart:
-    return LineChart(
-        lines=chart.lines,
-        title=chart.title,
-        x_name=chart.x_name,
-        x_ticks=chart.x_ticks,
-        references=chart.references,
-        percent=chart.percent,
-        y_range=ends,
-    )
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:

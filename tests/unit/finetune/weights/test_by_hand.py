@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -109,3 +111,53 @@ def test_frames_and_what_is_as_usual():
         first, step, *_ = decoding_steps(decoding)
         assert words in first
         assert np.array_equal(ours(pages, decoding), mapped(DEEP // (number + 1), step))
+
+
+def raw_png(values, bits, colours, *extra):
+    """A PNG that Pillow does not write: of few bits, or of 16 in several channels."""
+    rows = values.reshape(len(values), -1)
+    if bits < 8:
+        rows = np.packbits(((rows[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(rows), -1), axis=1)
+    lines = b"".join(b"\0" + row.astype(">u2" if bits == 16 else np.uint8).tobytes() for row in rows)
+    size = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colours, 0, 0, 0)
+    chunks = [(b"IHDR", size), *extra, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(("colours", "channels"), [(4, 2), (6, 4)])
+def test_upper_bits_of_deep_pngs_with_an_opacity_by_hand(colours, channels):
+    values = RNG.integers(0, 65536, (24, 32, channels))
+    decoding = Decoding(alpha="white")
+    assert "PNGs of 16 bits with colours or an opacity the upper 8 of every channel" in decoding_steps(decoding)[1]
+    upper = values >> 8
+    pixels = np.concatenate([np.broadcast_to(upper[..., :-1], (24, 32, 3)), upper[..., -1:]], axis=-1)
+    over = decoding_steps(decoding)[2]
+    assert np.array_equal(ours(raw_png(values, 16, colours), decoding), laid(pixels, 255, over))
+
+
+@pytest.mark.parametrize(("bits", "times"), [(1, 255), (2, 85), (4, 17)])
+def test_grey_pngs_of_few_bits_by_hand(bits, times):
+    values = RNG.integers(0, 2**bits, (24, 32))
+    decoding = Decoding(value_range=ValueRange.parse((0, 200)), channels="grey")
+    first, step, *_ = decoding_steps(decoding)
+    assert "grey PNGs of 1, 2 and 4 bits: times 255, 85 and 17" in first
+    assert np.array_equal(ours(raw_png(values, bits, 0), decoding), mapped(values * times, step))
+    for level in (1, 2**bits - 1):  # transparent
+        data = raw_png(values, bits, 0, (b"tRNS", struct.pack(">H", level)))
+        wanted = np.where(values == level, 0, values * times)
+        assert np.array_equal(ours(data, Decoding(alpha="black", channels="grey")), wanted)
+        assert np.array_equal(ours(data, Decoding(channels="grey")), values * times)
+
+
+def test_ink_by_hand():
+    file = io.BytesIO()
+    Image.fromarray(PICTURE, "CMYK").save(file, "JPEG")
+    ink = np.asarray(Image.open(io.BytesIO(file.getvalue()))).astype(int)
+    decoding = Decoding(value_range=ValueRange.parse((10, 200)))
+    first, step, *_ = decoding_steps(decoding)
+    assert "255 - k - round(c (255 - k) / 255)" in first
+    light = 255 - ink[..., 3:]
+    colours = light - np.rint(ink[..., :3] * light / 255).astype(int)
+    assert np.array_equal(ours(file.getvalue(), decoding), mapped(colours, step))

@@ -434,3 +434,11 @@ def test_a_start_from_scratch_without_position_tables_has_no_rate_for_them(monke
     assert "position_lr_scale=1" in plan._pretrained_shape()
     like.architecture.pos_bias = "shared"
     assert "position_lr_scale=1" not in plan._pretrained_shape()
+
+
+def test_starts_of_one_number_of_labels_stand_beside_each_other():
+    rows = [row_of({"random": [0.4, 0.5], "scratch": [0.1, 0.9]})]
+    chart = _means_chart(rows, "classification")
+    left, right = chart.x_range
+    places = [(line.points[0][0] - left) / (right - left) for line in chart.lines]
+    assert places == pytest.approx([0.493, 0.507], abs=0.002)
