@@ -20,13 +20,17 @@ from beit import __version__
 from beit.common.errors import InputError, require
 from beit.common.processes.cores import available_cores, keep_freed_memory
 from beit.common.shards.schema import (
+    IMAGES_DIR,
     INDEX_FILE,
     LATER_SETTINGS,
     LEASE_PREFIX,
     STORE_FILE,
+    TOKENS_DIR,
     Execution,
+    ImageShardManifest,
     StoreInfo,
     TokenizerInfo,
+    manifest_name,
 )
 from beit.common.storage.documents import but_is, read_document, write_document
 from beit.common.views import compute_canary, replay_versions
@@ -169,7 +173,10 @@ def build_info(config: TokenizeConfig, plan: StorePlan, tokenizing: RankTokenize
 def begin_or_continue(
     files: StoreFiles, wanted: StoreInfo, leases: Leases, config: TokenizeConfig, plan: StorePlan
 ) -> StoreInfo:
-    """Write store.json, or check that an existing one agrees, and return what holds for the store."""
+    """Write store.json, or check that an existing one agrees, and return what holds for the store.
+
+    Other settings are taken where they cost no tokens: no shard is finished, and no other process is at work.
+    """
     store = files.location
     with leases.step("store"):
         files.place.remove_temporaries(STORE_FILE, INDEX_FILE)
@@ -177,8 +184,15 @@ def begin_or_continue(
         if not document.exists():
             write_document(document, with_range(wanted, plan))
         existing = read_document(StoreInfo, document)
-        if _require_agreement(store, existing, wanted, config):
+        try:
+            is_changed = _require_agreement(store, existing, wanted, config)
+        except InputError as refusal:
+            if _has_tokens(files) or leases.others_at_work():
+                raise
+            existing, is_changed = _begin_anew(files, existing, with_range(wanted, plan), refusal), False
+        if is_changed:
             logger.info("%s; going on with them as they are", _changed(store))
+        leases.show_at_work()  # before any other process may come to the lines above
         source = replace(existing.source, stamp=wanted.source.stamp or existing.source.stamp)
         merged = replace(existing, image_root=wanted.image_root, source=source)
         if existing.execution != wanted.execution:
@@ -188,11 +202,40 @@ def begin_or_continue(
     return merged
 
 
+def _has_tokens(files: StoreFiles) -> bool:
+    """Tell whether a shard of a store is finished: from then on its settings are bound."""
+    marks = manifest_name("")
+    return (files / INDEX_FILE).exists() or any(file.path.endswith(marks) for file in (files / TOKENS_DIR).files())
+
+
+def _begin_anew(files: StoreFiles, existing: StoreInfo, wanted: StoreInfo, refusal: InputError) -> StoreInfo:
+    """Give a store of which nothing is finished other settings, and remove what it packed by those of before."""
+    reason = str(refusal).partition(";")[0]
+    logger.info("%s; no shard of it is finished, so that it is begun anew with these settings", reason)
+    folder, settings = files / IMAGES_DIR, existing.settings_sha256()
+    for file in folder.files():
+        if not file.path.endswith(manifest_name("")):
+            continue
+        try:
+            manifest = read_document(ImageShardManifest, folder / file.path)
+        except InputError:
+            continue  # not what this store has written, or damaged: packing writes it again
+        if manifest.settings_sha256 == settings and file.path == manifest_name(manifest.stem):
+            (folder / file.path).remove()  # first, since it commits the tar
+            (folder / f"{manifest.stem}.tar").remove()
+    write_document(files / STORE_FILE, wanted)
+    return wanted
+
+
 def check_agreement(files: StoreFiles, wanted: StoreInfo, config: TokenizeConfig) -> None:
     """Refuse settings that a store, if it has been begun, was begun without; called before anything is written."""
     document = files / STORE_FILE
     if document.exists():
-        _require_agreement(files.location, read_document(StoreInfo, document), wanted, config)
+        try:
+            _require_agreement(files.location, read_document(StoreInfo, document), wanted, config)
+        except InputError:
+            if _has_tokens(files):  # else `begin_or_continue` decides
+                raise
 
 
 def _require_agreement(store: str, existing: StoreInfo, wanted: StoreInfo, config: TokenizeConfig) -> bool:

@@ -41,6 +41,8 @@ BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 """A lease that stood still that long has lost its holder. Arbitrary; far above what caches of NFS hide (30 s)."""
 
+_AT_WORK = "work."
+"""Before the random rest of a name that stands for no shard or step: its holder is at work on the store."""
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 5.0
 _FILE_BYTES = 512  # of fixed length, so that a beat is one overwrite in place
 _SAME_START_SECONDS = 10.0  # a process's start time moves when the clock is set
@@ -159,6 +161,23 @@ class Leases:
         holder = self._held[name]
         if _nonce(self._read(name)) != holder.nonce:
             raise LeaseLost(f"{name} was taken over by another process while this one stood still")
+
+    def show_at_work(self) -> None:
+        """Show others until the end that this process goes by the settings of the store as they are now."""
+        self.claim(f"{_AT_WORK}{secrets.token_hex(8)}")
+
+    def others_at_work(self) -> bool:
+        """Tell whether another live process shows that; of one on another machine, it may take a minute to know."""
+        names = [file.path.removeprefix(LEASE_PREFIX) for file in self._store.files()]
+        return any(self._is_watched_alive(name) for name in names if name.startswith(_AT_WORK))
+
+    def _is_watched_alive(self, name: str) -> bool:
+        first = self._read(name)
+        holder = _decode(first)
+        if first is None or (holder is not None and holder.machine == machine_id()):
+            return not self.is_free(name)
+        self.wait_for(lambda: self._read(name) != first or self.is_free(name), [name])
+        return not self.is_free(name)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.loose_files import FilesReader
 from beit.common.storage.place import place_of
 from beit.common.store import open_store
 from beit.common.views import AugmentConfig
 from beit.tests.tiny_store import (
     BlockSums,
+    StoppedAt,
     encoded_image,
     tiny_config,
     tokenize,
@@ -35,6 +37,53 @@ def test_a_rerun_does_nothing(tmp_path):
     summary = tokenize(source, tmp_path / "store", tokenizer=tokenizer)
     assert summary.num_shards_kept == 2 and not tokenizer.batch_shapes
     assert tree_bytes(tmp_path / "store") == before
+
+
+FAILS = {"source": SourceConfig(max_megapixels=0.0001), "seed": 7, "strict": True}
+"""By its budget, before any shard is finished."""
+
+
+@pytest.mark.parametrize("ranks", [{}, {"rank": 1, "world_size": 2}])
+def test_a_store_without_a_finished_shard_takes_corrected_settings(tmp_path, caplog, ranks):
+    source, store = write_folder(tmp_path / "images", 10), tmp_path / "store"
+    with pytest.raises(InputError, match="bad_sample_budget"):
+        tokenize(source, store, **FAILS | {"shard_size": 2})
+    assert len(list((store / "images").glob("*.tar"))) == 5
+    (store / "images/notes.txt").write_text("mine")
+    caplog.set_level("INFO", "beit")
+    tokenize(source, store, **ranks)
+    assert "no shard of it is finished, so that it is begun anew" in caplog.text
+    assert (store / "images/notes.txt").read_text() == "mine"
+    (store / "images/notes.txt").unlink()
+    tokenize(source, tmp_path / "straight")
+    assert tree_bytes(store) == tree_bytes(tmp_path / "straight")
+
+
+def test_so_does_one_whose_source_was_repaired(tmp_path):
+    source, store = write_folder(tmp_path / "images", 6), tmp_path / "store"
+    bad = next(path for path in sorted(source.rglob("*")) if path.is_file())
+    bad.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="allows 0"):
+        tokenize(source, store, strict=True, shard_size=100)
+    bad.unlink()
+    assert tokenize(source, store, strict=True).num_samples == 5
+
+
+def test_settings_are_bound_by_a_finished_shard_or_by_a_process_at_work(tmp_path):
+    source, store = write_folder(tmp_path / "images", 6), tmp_path / "store"
+    with pytest.raises(InputError, match="bad_sample_budget"):
+        tokenize(source, store, **FAILS)
+    before = tree_bytes(store)
+    with Leases(place_of(str(store))) as others:
+        others.show_at_work()
+        with pytest.raises(InputError, match="seed|max_megapixels"):
+            tokenize(source, store)
+    assert tree_bytes(store) == before
+    with pytest.raises(ResumableStop):
+        tokenize(source, store, tokenizer=StoppedAt(3))
+    assert list((store / "tokens").glob("*.manifest.json"))
+    with pytest.raises(InputError, match=r"seed \(1\) differs from that of store"):
+        tokenize(source, store, seed=1)
 
 
 def flip_bit(path):
