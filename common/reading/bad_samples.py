@@ -111,4 +111,7 @@ class BadSampleLog:
         counts = self.counts
         needs = "".join(f"; {counts[reason]} {reason}: {detail}" for reason, detail in self._needs.items())
         amount = f"{in_images(self._shares)} of {self._num_samples} {self._unit}"
-        return f"{amount} cannot be used, but {self._setting} ({self._budget:g}) allows {self.allowed}; first: {first}{needs}; repair or remove them, or raise the budget"
+        return (
+            f"{amount} cannot be used, but {self._setting} ({self._budget:g}) allows {self.allowed}; "
+            f"first: {first}{needs}; repair or remove them, or raise the budget"
+        )
