@@ -383,12 +383,12 @@ def show_attention_command(
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.storage.documents import json_bytes
     from beit.common.storage.files import write_output
     from beit.finetune.attention import attention_sheet
 
-    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True, endings=PICTURE)
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries, is_mean=mean)
     save_png(picture.image, out)
     if listing is not None:
@@ -416,12 +416,12 @@ def show_neighbours_command(
       beit show neighbours runs/pretrain/encoder photos/ --out neighbours.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.storage.documents import json_bytes
     from beit.common.storage.files import write_output
     from beit.finetune.neighbours import neighbour_sheet
 
-    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True, endings=PICTURE)
     picture = neighbour_sheet(encoder, images, num_rows=rows, num_images=number)
     save_png(picture.image, out)
     if listing is not None:
@@ -445,9 +445,9 @@ def show_predictions_command(model: Path, images: str, out: Path, rows: int) -> 
       beit show predictions runs/streets/model streets/val --out predictions.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.finetune.prediction.pictures import prediction_sheet
 
-    check_outputs({"--out": out}, inputs=[model, images], makes_folder=True)
+    check_outputs({"--out": out}, inputs=[model, images], makes_folder=True, endings=PICTURE)
     save_png(prediction_sheet(model, images, num_rows=rows), out)
     say_written(out)

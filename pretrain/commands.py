@@ -75,13 +75,13 @@ def show_masks_command(
     from beit.common.errors import require
     from beit.common.pages.pictures import save_png
     from beit.common.runs.layout import CONFIG
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.store import open_store
     from beit.pretrain.config import PretrainConfig
     from beit.pretrain.pictures.masks import masks_sheet
     from beit.pretrain.stored_run import open_stored_run
 
-    check_outputs({"--out": out}, inputs=[target], makes_folder=True)
+    check_outputs({"--out": out}, inputs=[target], makes_folder=True, endings=PICTURE)
     if (Path(target) / CONFIG).is_file():
         require(recipe is None and not overrides, "a run has its own settings; --recipe and --set are for a STORE")
         run = open_stored_run(Path(target), store)
@@ -115,13 +115,13 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
       beit show batch runs/pretrain --step 1200 --out batch.png --json batch.json
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.storage.documents import json_bytes
     from beit.common.storage.files import write_output
     from beit.pretrain.pictures.batch import batch_sheet, rebuild_batch
     from beit.pretrain.stored_run import open_stored_run
 
-    check_outputs({"--out": out, "--json": listing}, inputs=[run], makes_folder=True)
+    check_outputs({"--out": out, "--json": listing}, inputs=[run], makes_folder=True, endings=PICTURE)
     batch = rebuild_batch(open_stored_run(run, store), step, num_pictures=images)
     save_png(batch_sheet(batch), out)
     if listing is not None:
@@ -143,10 +143,10 @@ def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | No
       beit show reconstruction runs/pretrain --out reconstruction.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.pretrain.pictures.reconstruction import reconstruction_sheet
 
-    check_outputs({"--out": out}, inputs=[run], makes_folder=True)
+    check_outputs({"--out": out}, inputs=[run], makes_folder=True, endings=PICTURE)
     save_png(reconstruction_sheet(run, store=store, tokenizer=tokenizer, num_images=rows), out)
     say_written(out)
 
@@ -166,8 +166,8 @@ def show_learning_command(runs: tuple[Path, ...], out: Path) -> None:
     """
     from beit.common.pages.pictures import save_png
     from beit.common.runs.learning_curves import learning_sheet
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
 
-    check_outputs({"--out": out}, inputs=runs, makes_folder=True)
+    check_outputs({"--out": out}, inputs=runs, makes_folder=True, endings=PICTURE)
     save_png(learning_sheet(runs), out)
     say_written(out)

@@ -68,12 +68,14 @@ def sources_command(
       beit sources photos/
       beit sources photos/ --duplicates --out photos.png
     """
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.tokenize.forecast import load
     from beit.tokenize.survey.survey import LIMIT, survey_with_looks
 
     is_table = str(listing) != "-"
-    check_outputs({"--json": listing if is_table else None, "--out": out}, inputs=[source], makes_folder=True)
+    check_outputs(
+        {"--json": listing if is_table else None, "--out": out}, inputs=[source], makes_folder=True, endings=PICTURE
+    )
     config = load(overrides=overrides)
     found, looks = survey_with_looks(
         source,
@@ -367,11 +369,11 @@ def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: 
       beit show views store/ --out views.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.store import open_store
     from beit.tokenize.pictures.views import load_decoder, views_sheet
 
-    check_outputs({"--out": out}, inputs=[store], makes_folder=True)
+    check_outputs({"--out": out}, inputs=[store], makes_folder=True, endings=PICTURE)
     opened = open_store(store)
     save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
     say_written(out)
@@ -391,10 +393,10 @@ def show_tokens_command(store: str, out: Path, words: int, examples: int, images
       beit show tokens store/ --out tokens.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.runs.outputs import check_outputs
+    from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.common.store import open_store
     from beit.tokenize.pictures.words import words_sheet
 
-    check_outputs({"--out": out}, inputs=[store], makes_folder=True)
+    check_outputs({"--out": out}, inputs=[store], makes_folder=True, endings=PICTURE)
     save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
     say_written(out)

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 
 from beit.common.images.formats import ARRAY_SUFFIXES, IMAGE_SUFFIXES
-from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard, suffixes_of
 from beit.common.storage.paths import is_remote, resolve_location, resolve_reference
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, TokenizeProgress, find_finished
+from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, TokenizeProgress, find_finished, reports_of
 from beit.tokenize.store.documents import StoreFiles
 from beit.tokenize.store.leases import LeaseLost, Leases
 from beit.tokenize.summary import RankReport
@@ -119,7 +119,7 @@ class RankJobs:
         counts = [_count_images(job) for job in todo]
         done = sum(manifest.num_samples + len(manifest.skipped) for manifest in finished.values())
         known = done + sum(_USUAL_TAR_IMAGES if count is None else count for count in counts)
-        bad_samples = self._start_log(known, budget, finished)
+        bad_samples = self._start_log(info, known, budget, finished)
         progress = TokenizeProgress(
             None if None in counts else known,
             views=info.views,
@@ -201,14 +201,16 @@ class RankJobs:
     def _is_committed_now(self, job: ShardJob) -> bool:
         return (self._files / f"{TOKENS_DIR}/{manifest_name(job.stem)}").exists()
 
-    def _start_log(self, known: int, budget: float, finished: dict[str, ShardManifest]) -> BadSampleLog:
-        # The budget is a share of the whole store; this rank's shards tell its size well enough to stop early. The
-        # exact count is taken when the index is built.
-        log = BadSampleLog(max(1, round(known * self._share)), budget, setting="bad_sample_budget")
+    def _start_log(
+        self, info: StoreInfo, known: int, budget: float, finished: dict[str, ShardManifest]
+    ) -> BadSampleLog:
+        # The budget is a share of all images of the store. Where their number is not known, this rank's shards tell it
+        # well enough to stop early. The exact count is taken when the index is built.
+        num_images = info.source.num_images or max(1, round(known * self._share))
+        unit = "images" if info.is_cut else "samples"
+        log = BadSampleLog(num_images, budget, setting="bad_sample_budget", unit=unit)
         for stem, manifest in finished.items():
-            log.add(
-                BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found earlier") for sample in manifest.skipped
-            )
+            log.add(reports_of(stem, manifest.skipped, info, "found earlier"))
         return log
 
 

@@ -24,9 +24,11 @@ from beit.common.shards.schema import (
     LATER_SETTINGS,
     LEASE_PREFIX,
     STORE_FILE,
+    TOKENS_DIR,
     Execution,
     StoreInfo,
     TokenizerInfo,
+    manifest_name,
 )
 from beit.common.storage.documents import but_is, read_document, write_document
 from beit.common.views import compute_canary, replay_versions
@@ -177,7 +179,7 @@ def begin_or_continue(
         if not document.exists():
             write_document(document, with_range(wanted, plan))
         existing = read_document(StoreInfo, document)
-        if _require_agreement(store, existing, wanted, config):
+        if _agree(files, existing, wanted, config):
             logger.info("%s; going on with them as they are", _changed(store))
         source = replace(existing.source, stamp=wanted.source.stamp or existing.source.stamp)
         merged = replace(existing, image_root=wanted.image_root, source=source)
@@ -192,7 +194,21 @@ def check_agreement(files: StoreFiles, wanted: StoreInfo, config: TokenizeConfig
     """Refuse settings that a store, if it has been begun, was begun without; called before anything is written."""
     document = files / STORE_FILE
     if document.exists():
-        _require_agreement(files.location, read_document(StoreInfo, document), wanted, config)
+        _agree(files, read_document(StoreInfo, document), wanted, config)
+
+
+def _agree(files: StoreFiles, existing: StoreInfo, wanted: StoreInfo, config: TokenizeConfig) -> bool:
+    """As `_require_agreement`; of a store that failed before its first shard, say that there is little to lose."""
+    try:
+        return _require_agreement(files.location, existing, wanted, config)
+    except InputError as refusal:
+        tokens = (files / TOKENS_DIR).files()
+        if (files / INDEX_FILE).exists() or any(file.path.endswith(manifest_name("")) for file in tokens):
+            raise
+        raise InputError(
+            f"{refusal}; no shard of it has tokens yet, so removing it, if no other process is at work on it, loses "
+            "packed images at most"
+        ) from None
 
 
 def _require_agreement(store: str, existing: StoreInfo, wanted: StoreInfo, config: TokenizeConfig) -> bool:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from beit.common.errors import require
+from beit.common.errors import InputError, require
 from beit.common.images.formats import is_image_path
 from beit.common.runs.layout import (
     CHECKPOINTS,
@@ -44,8 +44,18 @@ _STORE = "store.json"
 _DATA_SUFFIXES = (".tar", ".parquet")
 
 
+PICTURE, PAGE, JSON = (".png",), (".html", ".htm"), (".json",)
+"""Endings of what commands write. The first is the one to name."""
+_ENDINGS = {"--html": PAGE, "--json": JSON}
+"""Of options that mean the same everywhere."""
+
+
 def check_outputs(
-    outputs: Mapping[str, Path | None], *, inputs: Iterable[str | Path] = (), makes_folder: bool = False
+    outputs: Mapping[str, Path | None],
+    *,
+    inputs: Iterable[str | Path] = (),
+    makes_folder: bool = False,
+    endings: Iterable[str] | None = None,
 ) -> None:
     """Refuse, before any work is done, output files that cannot be written or that would replace what is read.
 
@@ -53,6 +63,8 @@ def check_outputs(
         outputs: Path by option; None where it was not given.
         inputs: What the user named to be read: runs, models, stores, images, lists; by path, pattern or URL.
         makes_folder: Whether the folder of a file is made if it is missing.
+        endings: Of what `--out` writes, lower case: `PICTURE`, `PAGE`, `JSON`, or several formats of which the ending
+            of the file says one; None takes any.
     """
     options: dict[str, str] = {}
     entries = [str(entry) for entry in inputs]
@@ -68,6 +80,21 @@ def check_outputs(
         _refuse_own(target, named)
         for entry in entries:
             _refuse_input(target, entry, named)
+    for option, path in outputs.items():
+        if path is not None:
+            _check_ending(path, option, endings if option == "--out" else _ENDINGS.get(option))
+
+
+def _check_ending(path: Path, option: str, endings: Iterable[str] | None) -> None:
+    known = tuple(endings or ())
+    if not known or path.suffix.lower() in known:
+        return
+    is_one_format = known in (PICTURE, PAGE, JSON)
+    if is_one_format and is_special(path):  # which has no name of its own
+        return
+    why = {PICTURE: ": it is a picture", PAGE: ": it is a page", JSON: ": it is JSON"}.get(known)
+    named = known[0] if is_one_format else ", ".join(known)
+    raise InputError(f"{option} {path} must end in {named}{why or ', which says the format'}")
 
 
 def check_output_folder(option: str, folder: Path, *, inputs: Iterable[str | Path] = ()) -> None:

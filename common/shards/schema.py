@@ -309,6 +309,8 @@ class SkippedSample:
     """Its key."""
     reason: str
     """Why it could not be used."""
+    share: float = 1.0
+    """Of its image, where that was cut into several samples: those that are missing, of all."""
 
 
 @checked()
@@ -332,7 +334,7 @@ class ShardManifest:
     num_samples: Count
     """Usable samples."""
     skipped: tuple[SkippedSample, ...] = ()
-    """Images without tokens; together with the usable ones, every image of the shard."""
+    """Images without tokens, or parts of them; together with the usable ones, every image of the shard."""
     tokenizer_fingerprint: str = ""
     """As in `TokenizerInfo`."""
     vocab_size: int = 0

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from beit import __version__
-from beit.common.errors import InputError
 from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import Format, json_bytes
@@ -22,14 +21,12 @@ FORMAT = Format("beit-comparison", 1)
 
 def check_comparison_output(out: Path | None, runs: Iterable[Path] = ()) -> None:
     """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to."""
-    check_outputs({"--out": out}, inputs=runs)
-    if out is not None and out.suffix not in _FORMATS:
-        raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")
+    check_outputs({"--out": out}, inputs=runs, endings=_FORMATS)
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write the comparison in the format that the ending of `out` says."""
-    write_output(out, _FORMATS[out.suffix](comparison))
+    write_output(out, _FORMATS[out.suffix.lower()](comparison))
 
 
 def as_text(comparison: Comparison) -> str:

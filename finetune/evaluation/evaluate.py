@@ -25,7 +25,7 @@ from beit.common.reading.contents import contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
-from beit.common.runs.outputs import check_outputs
+from beit.common.runs.outputs import JSON, check_outputs
 from beit.common.sources.class_names import read_class_names
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
@@ -77,7 +77,8 @@ def evaluate_model(
         label_column: Column of the classes in tables.
         source: Which images are read.
     """
-    check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
+    inputs = [model, data, *([] if class_names is None else [class_names])]
+    check_outputs({"--out": out, "--html": html}, inputs=inputs, endings=JSON)
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     numbers = None if class_names is None else read_class_names(class_names)

@@ -29,7 +29,7 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import contents_sha256
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
-from beit.common.runs.outputs import check_outputs
+from beit.common.runs.outputs import JSON, check_outputs
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import sha256_file, write_output
@@ -118,7 +118,8 @@ def evaluate_segmenter(
         overrides: Settings of `MaskEvaluationConfig`, as SECTION.KEY=VALUE.
         source: Which images are read.
     """
-    check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
+    inputs = [model, data, *([] if class_names is None else [class_names])]
+    check_outputs({"--out": out, "--html": html}, inputs=inputs, endings=JSON)
     segmenter, stored, info = load_segmenter(model)
     named = {"data.classes": class_names, "data.mask_column": mask_column}
     given = [f"{name}={json.dumps(value)}" for name, value in named.items() if value is not None]

@@ -14,7 +14,6 @@ from typing import BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beit.common.errors import InputError
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.files import output_file
 
@@ -55,9 +54,7 @@ Batches = Iterable[Sequence[Prediction]]
 
 def check_prediction_file(path: Path | None, *, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse a file that cannot be written, or whose ending says no format, before the work is done."""
-    check_outputs({"--out": path}, inputs=inputs)
-    if path is not None and path.suffix.lower() not in _WRITERS:
-        raise InputError(f"--out {path} must end in {', '.join(_WRITERS)}, which says the format")
+    check_outputs({"--out": path}, inputs=inputs, endings=_WRITERS)
 
 
 def write_predictions(batches: Batches, path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.runs.outputs import check_outputs
+from beit.common.runs.outputs import JSON, check_outputs
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import write_output
@@ -49,7 +49,7 @@ def report_tokenizers(
     Tokenizers are named as for `beit.common.tokenizer.load_tokenizer`, the source as for `beit tokenize`, or
     "synthetic:N"; `reading` says how its images are read.
     """
-    check_outputs({"--out": out, "--html": html}, inputs=[source, *names])
+    check_outputs({"--out": out, "--html": html}, inputs=[source, *names], endings=JSON)
     twice = [name for name, count in Counter(names).items() if count > 1]
     require(not twice, f"tokenizer {', '.join(twice)} is given twice; name each once")
     device = choose_device(TokenizeConfig(), 0)

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,9 +52,14 @@ _SPOOL = ".spool"
 _CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
 
 
-PackedImage = tuple[SampleRef, dict[str, bytes] | BadSample | None]
-"""A sample ready to be written: its content by what follows the key in the name, why there is none, or None where it is
-left out on request."""
+class PackedImage(NamedTuple):
+    """A sample ready to be written."""
+
+    ref: SampleRef
+    members: dict[str, bytes] | BadSample | None
+    """Its content by what follows the key in the name, why there is none, or None where it is left out on request."""
+    share: float = 1.0
+    """Of the image, as in `SkippedSample`."""
 
 
 def pack_images(
@@ -84,13 +89,14 @@ def pack_images(
     manifests = packed_manifests(plan, files, info, found)
     groups = [group for group, shard in enumerate(plan.shards) if shard.stem not in manifests]
     make = partial(maker_of(info), info=info) if processes is None else processes.call
+    named: set[str] = set()
     packing = _pack_cuts if catalogue.cuts is not None else _pack_whole
     try:
         unit, total = "images" if catalogue.cuts is None else "samples", sum(map(catalogue.num_samples_in, groups))
         with Progress(total, unit=unit, description="pack") as bar:
             for group, images in packing(plan, spool_folder, groups, workers, make):
                 stem = plan.shards[group].stem
-                manifests[stem] = _write_tar(files, stem, images, info, bar)
+                manifests[stem] = _write_tar(files, stem, images, info, bar, named)
     finally:
         shutil.rmtree(spool_folder, ignore_errors=True)
     return manifests
@@ -140,6 +146,8 @@ def _pack_cuts(
     catalogue = plan.catalogue
     assert catalogue is not None and catalogue.cuts is not None
     cuts, counts = catalogue.cuts, _Counts()
+    num_samples = np.zeros(len(catalogue.refs), np.int64)
+    np.add.at(num_samples, [cut.position for cut in cuts], [cut.count for cut in cuts])
     places = places_of(plan.source, catalogue.refs, catalogue.shard_counts)
     find: Callable[[int], FilePart] = places.__getitem__ if places is not None else lambda _: FilePart("")
     if groups and places is None:
@@ -150,11 +158,12 @@ def _pack_cuts(
 
     def pack(number: int) -> list[Piece]:
         cut = cuts[number]
+        sample = 1 / int(num_samples[cut.position])
         try:
-            return make(cut, find(cut.position))
+            return [piece._replace(share=sample) for piece in make(cut, find(cut.position))]
         except BadSample as error:
             ref = SampleRef(cut.own_key, cut.offset, cut.length, cut.label, cut.path)
-            return [Piece(ref, error)]
+            return [Piece(ref, error, share=cut.count * sample)]
 
     for group in groups:
         # What waits to be written is as large as what is in work, so that no more than that is made in advance.
@@ -173,12 +182,12 @@ class _Counts:
     def counting(self, cuts: Iterator[list[Piece]]) -> Iterator[PackedImage]:
         """Yield what is to be written, and count it."""
         for pieces in cuts:
-            for ref, members, is_flat in pieces:
+            for ref, members, is_flat, share in pieces:
                 self.made += 1
                 if is_flat and members is not None:
                     self.flat += 1
                     self.example = self.example or ref.key
-                yield ref, members
+                yield PackedImage(ref, members, share)
 
     def report(self, packing: Packing | None) -> None:
         """Say how many are of one colour and were kept."""
@@ -246,29 +255,32 @@ def _pack_image(
 ) -> PackedImage:
     ref = refs[position]
     try:
-        return ref, make(ref, read(position))
+        return PackedImage(ref, make(ref, read(position)))
     except BadSample as error:
-        return ref, error
+        return PackedImage(ref, error)
 
 
 def _write_tar(
-    files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
+    files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress, named: set[str]
 ) -> ImageShardManifest:
-    """Write one image tar and then its manifest."""
+    """Write one image tar and then its manifest; `named` are unusable images that were told of, and gets more."""
     folder, name = files / IMAGES_DIR, f"{stem}.tar"
-    skipped: list[SkippedSample] = []
+    skipped: dict[str, SkippedSample] = {}
     num_samples = num_blank = 0
     begin_shard(folder, stem)
     with new_shard_tar(folder, stem) as tar:
-        for ref, members in images:
+        for ref, members, share in images:
             progress.update(1)
             if members is None:
                 num_blank += 1
                 continue
             if isinstance(members, BadSample):
-                if members.reason not in {sample.reason for sample in skipped}:  # the manifest has no room for why
+                is_told = ref.key in named or members.reason in {sample.reason for sample in skipped.values()}
+                if not is_told:  # the manifest has no room for why
                     logger.warning("sample %s/%s cannot be packed: %s", stem, ref.key, members)
-                skipped.append(SkippedSample(key=ref.key, reason=members.reason))
+                named.add(ref.key)
+                before = skipped[ref.key].share if ref.key in skipped else 0.0  # other parts of the same image
+                skipped[ref.key] = SkippedSample(key=ref.key, reason=members.reason, share=before + share)
                 continue
             for suffix, data in members.items():
                 tar.add(f"{ref.key}.{suffix}", data)
@@ -279,7 +291,7 @@ def _write_tar(
         settings_sha256=info.settings_sha256(),
         image=ImageFile(name=name, size=tar.size, header_sha256=header_sha256, sha256=sha256),
         num_samples=num_samples,
-        skipped=tuple(skipped),
+        skipped=tuple(skipped.values()),
         num_blank=num_blank,
     )
     write_document(folder / manifest_name(stem), manifest)

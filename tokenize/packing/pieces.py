@@ -40,6 +40,8 @@ class Piece(NamedTuple):
     colour."""
     is_flat: bool = False
     """Whether it is next to one colour."""
+    share: float = 1.0
+    """Of the image: what is lost of it where there is no content."""
 
 
 def pieces_of(cut: CutRef, place: FilePart, info: StoreInfo) -> list[Piece]:

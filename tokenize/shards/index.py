@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.reading.bad_samples import BadSampleLog
+from beit.common.reading.bad_samples import BadSampleLog, in_images, is_over
 from beit.common.shards.held_out import HeldOutChoice, choose_held_out
 from beit.common.shards.schema import (
     INDEX_FILE,
@@ -69,7 +69,7 @@ def finish_store(
         if found not in (None, stamp_before) and _is_newest(found, [listed[manifest_name(stem)] for stem in stems]):
             rows = list(ShardTable.decode(index.read(), label=index.location))
             with_skipped = [row.stem for row in rows if row.num_skipped]
-            return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
+            return FinishedStore(rows, _count_skipped(info, _read_manifests(files, with_skipped)))
         manifests = _read_manifests(files, stems)
         _check_manifests(files, info, manifests, budget)
         hashes = _load_key_hashes(files, manifests)
@@ -79,7 +79,7 @@ def finish_store(
         write_document(files / STORE_FILE, info)
         index.write(encode_index(rows))
         leases.sweep()
-    return FinishedStore(rows, _count_skipped(manifests))
+    return FinishedStore(rows, _count_skipped(info, manifests))
 
 
 def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
@@ -98,8 +98,14 @@ def _is_newest(index: FileStat, others: list[FileStat]) -> bool:
     return index.modified_ns is not None and all(time is not None and time <= index.modified_ns for time in times)
 
 
-def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
-    return Counter(sample.reason for manifest in manifests for sample in manifest.skipped)
+def _count_skipped(info: StoreInfo, manifests: list[ShardManifest]) -> Counter[str]:
+    """Count what has no tokens: an image that was cut, and of which nothing is there, in all of its tars once."""
+    named = {
+        ("" if info.is_cut else manifest.stem, sample.key): sample.reason
+        for manifest in manifests
+        for sample in manifest.skipped
+    }
+    return Counter(named.values())
 
 
 def _hold_out(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> HeldOutChoice:
@@ -113,13 +119,13 @@ def _hold_out(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> HeldOutChoic
 
 def _check_manifests(files: StoreFiles, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:
     settings = info.settings_sha256()
-    num_skipped = sum(len(manifest.skipped) for manifest in manifests)
-    num_images = num_skipped + sum(manifest.num_samples for manifest in manifests)
+    skipped = [sample.share for manifest in manifests for sample in manifest.skipped]
+    num_images = info.source.num_images or len(skipped) + sum(manifest.num_samples for manifest in manifests)
     allowed = BadSampleLog(num_images, budget).allowed
     require(
-        num_skipped <= allowed,
-        f"{num_skipped} of {num_images} images cannot be used, but bad_sample_budget ({budget:g}) allows {allowed}; "
-        "repair or remove them, or raise the budget",
+        not is_over(sum(skipped), allowed),
+        f"{in_images(sum(skipped))} of {num_images} images cannot be used, but bad_sample_budget ({budget:g}) allows "
+        f"{allowed}; repair or remove them, or raise the budget",
     )
     for manifest in manifests:
         if manifest.settings_sha256 != settings:

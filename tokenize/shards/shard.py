@@ -154,9 +154,7 @@ class ShardTokenizer:
         refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
-        bad_samples.add(
-            BadSampleReport(f"{job.stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped
-        )
+        bad_samples.add(reports_of(job.stem, skipped, self._info, "found when packing"))
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
         folder, tokens = self._files / TOKENS_DIR, None
@@ -219,6 +217,13 @@ class ShardTokenizer:
         view_bytes = max(1, self._info.token_img_size) ** 2 * 3
         wanted = 4 * self.workers.count + -(-2 * self._tokenizing.execution.micro_batch_size // views)
         return max(self.workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
+
+
+def reports_of(stem: str, skipped: Iterable[SkippedSample], info: StoreInfo, detail: str) -> Iterator[BadSampleReport]:
+    """Yield what a manifest lists as unusable; of an image that was cut there may be something in several tars."""
+    for sample in skipped:
+        name = sample.key if info.is_cut else ""
+        yield BadSampleReport(f"{stem}/{sample.key}", sample.reason, detail, sample.share, name)
 
 
 def _sort_out(

@@ -42,11 +42,15 @@ def survey_sheet(found: Survey, looks: Sequence[Look], settings: SourceConfig) -
     for format_name in names:
         of_format = by_format[format_name]
         rows.append([of_format[place] for place in spread_evenly(len(of_format), _COLUMNS)])
+    drawn = [[_picture(look, settings) for look in row] for row in rows]
     bodies = [
         picture_table(
-            [[_picture(look, settings) for look in row] for row in rows],
+            [[_pixels(picture) for picture in row] for row in drawn],
             labels=[f"{name}\n{count(len(by_format[name]), 'image')}" for name in names],
-            captions=[[_caption(look) for look in row] for row in rows],
+            captions=[
+                [_caption(look, picture) for look, picture in zip(*both, strict=True)]
+                for both in zip(rows, drawn, strict=True)
+            ],
             cell_px=_CELL_PX,
         )
     ]
@@ -57,7 +61,8 @@ def survey_sheet(found: Survey, looks: Sequence[Look], settings: SourceConfig) -
         heading=found.source,
         facts=f"{count(found.num_images, 'image')}, of which the headers of {count(found.num_looked_at)} were read.",
         legend="Images as tokenising reads them, spread over what was looked at; below, where there are any, such that "
-        "look alike, and how many of the 64 bits of their perceptual hashes differ.",
+        "look alike, and how many of the 64 bits of their perceptual hashes differ. An empty place is an image with a "
+        "good header that cannot be decoded, for the reason below it.",
     )
 
 
@@ -70,25 +75,33 @@ def _pairs(found: Survey, by_name: dict[str, Look], settings: SourceConfig) -> I
         seen |= set(pair[:2])
     shown = shown[:_PAIRS]
     return picture_table(
-        [[_picture(by_name[first], settings), _picture(by_name[second], settings)] for first, second, _ in shown],
+        [
+            [_pixels(_picture(by_name[first], settings)), _pixels(_picture(by_name[second], settings))]
+            for first, second, _ in shown
+        ],
         labels=[f"{bits} bits differ" if bits != 1 else "1 bit differs" for _, _, bits in shown],
         captions=[[_caption(by_name[first]), _caption(by_name[second])] for first, second, _ in shown],
         cell_px=_CELL_PX,
     )
 
 
-def _caption(look: Look) -> str:
+def _caption(look: Look, picture: NDArray[np.uint8] | BadSample | None = None) -> str:
     assert look.facts is not None
-    return f"{look.ref.path.rsplit('/', 1)[-1]}\n{look.facts.width} x {look.facts.height}"
+    below = f"cannot be used: {picture.reason}" if isinstance(picture, BadSample) else ""
+    return f"{look.ref.path.rsplit('/', 1)[-1]}\n{below or f'{look.facts.width} x {look.facts.height}'}"
 
 
-def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | None:
-    """Return the pixels of an image on square paper; None where decoding finds it damaged."""
+def _pixels(picture: NDArray[np.uint8] | BadSample) -> NDArray[np.uint8] | None:
+    return None if isinstance(picture, BadSample) else picture
+
+
+def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | BadSample:
+    """Return the pixels of an image on square paper, or why it cannot be decoded."""
     for few in draw_listed([look.shard], [[look.ref]], 1):
         try:
             image = decode_image(few.read(), shown_as(settings))
-        except BadSample:
-            return None
+        except BadSample as error:
+            return error
         image.thumbnail((2 * _CELL_PX, 2 * _CELL_PX))
         return on_paper(np.asarray(image), 1.0)
-    return None
+    return BadSample("unreadable", "gone since it was listed")

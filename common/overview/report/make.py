@@ -17,12 +17,10 @@ from beit.common.overview.report.pictures import picture_section
 from beit.common.overview.report.results import results
 from beit.common.overview.report.run_files import RunFiles, read_run_files
 from beit.common.runs.layout import REPORT
-from beit.common.runs.outputs import check_outputs
+from beit.common.runs.outputs import PAGE, check_outputs
 from beit.common.storage.documents import read_json
-from beit.common.storage.files import is_special, write_output
+from beit.common.storage.files import write_output
 from beit.common.storage.paths import require_local
-
-_ENDINGS = (".html", ".htm")
 
 
 def make_report(
@@ -52,10 +50,8 @@ def make_report(
             len(paths) == 1, f"{len(paths)} runs need --out F.html; without it the page of one run goes into the run"
         )
         out = paths[0] / REPORT
-    is_page = out.suffix.lower() in _ENDINGS or is_special(out)
-    require(is_page, f"--out {out} must end in .html: a report is a page")
+    check_outputs({"--out": out}, inputs=named, endings=PAGE)
     runs = read_run_files(paths)
-    check_outputs({"--out": out}, inputs=named)
     with tempfile.TemporaryDirectory() as scratch:
         drawn = draw_missing(runs, Path(scratch), say=say) if has_pictures else {}
         if drawn:  # which takes its time: runs at work have gone on, and the page is to be of one moment

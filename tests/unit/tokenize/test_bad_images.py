@@ -16,7 +16,7 @@ def test_unusable_images_are_skipped_counted_and_named(tmp_path):
     summary = tokenize(source, tmp_path / "store")
     assert summary.num_samples == 10 and dict(summary.skipped) == {"unsupported": 2}
     manifest = json.loads((tmp_path / "store/tokens/000000-part-0.manifest.json").read_text())
-    assert manifest["skipped"] == [{"key": "k002", "reason": "unsupported"}]
+    assert manifest["skipped"] == [{"key": "k002", "reason": "unsupported", "share": 1.0}]
     assert "k002" not in {sample["key"] for sample in open_store(tmp_path / "store")}
     assert "2 unsupported" in summary.as_table()
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.loose_files import FilesReader
 from beit.common.storage.place import place_of
 from beit.common.store import open_store
@@ -35,6 +36,19 @@ def test_a_rerun_does_nothing(tmp_path):
     summary = tokenize(source, tmp_path / "store", tokenizer=tokenizer)
     assert summary.num_shards_kept == 2 and not tokenizer.batch_shapes
     assert tree_bytes(tmp_path / "store") == before
+
+
+def test_other_settings_for_a_store_that_failed_before_its_first_shard_say_that_little_is_lost(tmp_path):
+    source, store = write_folder(tmp_path / "images", 6), tmp_path / "store"
+    with pytest.raises(InputError, match="bad_sample_budget"):
+        tokenize(source, store, source=SourceConfig(max_megapixels=0.0001), strict=True)
+    before = tree_bytes(store)
+    with pytest.raises(InputError, match="differs from that of store.*no shard of it has tokens yet, so removing it"):
+        tokenize(source, store, seed=1)
+    assert tree_bytes(store) == before
+    tokenize(source, tmp_path / "other")
+    with pytest.raises(InputError, match=r"seed \(1\) differs .*another folder$"):
+        tokenize(source, tmp_path / "other", seed=1)
 
 
 def flip_bit(path):

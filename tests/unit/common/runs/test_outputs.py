@@ -13,7 +13,7 @@ import torch
 
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
-from beit.common.runs.outputs import check_new_folder, check_output_folder, check_outputs
+from beit.common.runs.outputs import JSON, PAGE, PICTURE, check_new_folder, check_output_folder, check_outputs
 from beit.common.runs.run_dir import open_run
 from beit.common.storage.files import output_file, write_output
 
@@ -193,3 +193,29 @@ def test_what_is_put_in_its_place_whole_needs_one_that_is_free(tmp_path: Path, m
         check_new_folder("OUT", tmp_path / "out")
     with pytest.raises(InputError, match=r"OUT .*letter is a file"):
         check_new_folder("OUT", tmp_path / "out/letter")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "endings", "words"),
+    [
+        ("--out", "n.txt", PICTURE, "must end in .png: it is a picture"),
+        ("--out", "n", PICTURE, "must end in .png"),
+        ("--out", "n.png", PAGE, "must end in .html: it is a page"),
+        ("--out", "n.png", JSON, "must end in .json: it is JSON"),
+        ("--html", "n.json", None, "must end in .html"),
+        ("--json", "n.html", None, "must end in .json"),
+        ("--out", "n.png", (".csv", ".md"), "must end in .csv, .md, which says the format"),
+    ],
+)
+def test_a_file_is_called_what_it_is(tmp_path, option, name, endings, words):
+    with pytest.raises(InputError, match=words):
+        check_outputs({option: tmp_path / name}, endings=endings)
+
+
+def test_endings_may_be_in_capitals_and_a_device_has_none(tmp_path):
+    check_outputs({"--out": tmp_path / "N.PNG"}, endings=PICTURE)
+    check_outputs({"--out": tmp_path / "n.htm"}, endings=PAGE)
+    check_outputs({"--out": Path("/dev/stdout")}, endings=JSON)
+    check_outputs({"--out": tmp_path / "any"})
+    with pytest.raises(InputError, match="which says the format"):
+        check_outputs({"--out": Path("/dev/stdout")}, endings=(".csv", ".md"))

@@ -196,6 +196,99 @@ def test_an_image_that_cannot_be_read_counts_once(source, tmp_path):
     assert summary.skipped.total() == 2 and summary.num_samples == 21
 
 
+@pytest.fixture
+def half_bad(tmp_path, monkeypatch):
+    """Twelve images of 12 tiles in many tars, two of which have a good header and no more; a cut is one tile."""
+    monkeypatch.setattr(cuts, "CUT_PIXELS", 1)
+    folder = tmp_path / "half-bad"
+    folder.mkdir()
+    for number in range(12):
+        path = folder / f"{number:02d}.tif"
+        tifffile.imwrite(path, pixels(128, 96, number), photometric="rgb", tile=(32, 32), compression="deflate")
+    for name in ("03", "08"):
+        path = folder / f"{name}.tif"
+        with tifffile.TiffFile(path) as tiff:
+            offset, length = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+        data = bytearray(path.read_bytes())
+        for start, size in zip(offset, length, strict=True):
+            data[start : start + size] = bytes(size)
+        path.write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def truncated(tmp_path):
+    """The same as PNG, which end early: each cut finds that nothing of the image can be decoded."""
+    folder = tmp_path / "truncated"
+    folder.mkdir()
+    for number in range(12):
+        data = encoded(pixels(128, 96, number))
+        (folder / f"{number:02d}.png").write_bytes(data[:-2000] if number in (3, 8) else data)
+    return folder
+
+
+MANY_TARS = {"overlap": 0, "shard_size": 5, "views": 1}
+
+
+def test_an_image_in_many_tars_counts_once_against_images_in_one_rank_in_two_and_resumed(truncated, tmp_path, caplog):
+    one = cut(truncated, tmp_path / "one", bad_sample_budget=0.17, **MANY_TARS)  # 2 of 12; of samples it would be 1/11
+    entries = [
+        (sample["key"].partition("-")[0], sample["share"], path.name)
+        for path in (tmp_path / "one/tokens").glob("*.json")
+        for sample in json.loads(path.read_text())["skipped"]
+    ]
+    assert len({name for _, _, name in entries}) > 2 and {key for key, _, _ in entries} == {"03", "08"}
+    assert sum(share for _, share, _ in entries) == pytest.approx(2)
+    assert dict(one.skipped) == {"truncated": 2} and one.num_samples == 120
+    for words in ("cannot be packed", "cannot be used"):
+        said = [record.getMessage() for record in caplog.records if words in record.getMessage()]
+        assert len(said) == 2, said
+    cut(truncated, tmp_path / "two", rank=1, world_size=2, bad_sample_budget=0.17, **MANY_TARS)
+    assert tree_bytes(tmp_path / "two") == tree_bytes(tmp_path / "one")
+    for name in sorted((tmp_path / "two/tokens").iterdir())[:9]:
+        name.unlink()
+    assert cut(truncated, tmp_path / "two", bad_sample_budget=0.17, **MANY_TARS).skipped == one.skipped
+    assert tree_bytes(tmp_path / "two") == tree_bytes(tmp_path / "one")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_too_many_images_are_refused_by_their_number(truncated, tmp_path, world_size):
+    ranks = {"rank": world_size - 1, "world_size": world_size}
+    with pytest.raises(InputError, match=r"1\.\d of 12 images cannot be used, but bad_sample_budget \(0.1\) allows 1"):
+        cut(truncated, tmp_path / "store", bad_sample_budget=0.1, **MANY_TARS, **ranks)
+    with pytest.raises(InputError, match=r"of 12 images cannot be used, but bad_sample_budget \(0\) allows 0"):
+        cut(truncated, tmp_path / "strict", strict=True, **MANY_TARS, **ranks)
+
+
+def test_damaged_tiles_count_as_parts_of_their_image(half_bad, tmp_path):
+    summary = cut(half_bad, tmp_path / "store", bad_sample_budget=0.17, **MANY_TARS)
+    assert dict(summary.skipped) == {"decode-error": 24} and summary.num_samples == 120
+    with pytest.raises(InputError, match=r"1.1 of 12 images cannot be used, but bad_sample_budget \(0.16\) allows 1"):
+        cut(half_bad, tmp_path / "store", bad_sample_budget=0.16, **MANY_TARS)
+
+
+def test_a_file_of_pages_counts_once(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        with tifffile.TiffWriter(tmp_path / f"images/{number}.tif") as tiff:
+            for page in range(4):
+                tiff.write(pixels(24, 16, page), photometric="rgb", compression="deflate")
+    for number in (2, 4):
+        path = tmp_path / f"images/{number}.tif"
+        with tifffile.TiffFile(path) as tiff:
+            places = [(page.dataoffsets[0], page.databytecounts[0]) for page in tiff.pages]
+        data = bytearray(path.read_bytes())
+        for start, size in places:
+            data[start : start + size] = bytes(size)
+        path.write_bytes(data)
+    settings = {"tile": 0, "overlap": 0, "source": SourceConfig(frame="each"), "shard_size": 3}
+    assert cut(tmp_path / "images", tmp_path / "store", bad_sample_budget=0.34, **settings).num_samples == 16
+    with pytest.raises(
+        InputError, match=r"[12](\.5)? of 6 images cannot be used, but bad_sample_budget \(0.3\) allows 1"
+    ):
+        cut(tmp_path / "images", tmp_path / "store", bad_sample_budget=0.3, **settings)
+
+
 def test_a_jpeg_quality_is_for_tiles_too(source, tmp_path):
     cut(source, tmp_path / "store", jpeg_quality=80)
     assert {suffix for suffix, _, _ in samples_of(tmp_path / "store").values()} == {"jpg"}
