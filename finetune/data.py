@@ -101,6 +101,7 @@ def open_evaluation_data(
     numbers: ClassNames | None = None,
     label_column: str | None = None,
     reading: SourceConfig | None = None,
+    option: str = "--set",
 ) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
@@ -113,14 +114,18 @@ def open_evaluation_data(
         numbers: What the numbers of the data, or those of the model, mean.
         label_column: Column of the classes in tables; left out, the one that is called so.
         reading: Which images are read.
+        option: How the command sets a range, for `warn_of_range`.
     """
     index = open_labelled(data, class_names=numbers, label_column=label_column, settings=reading)
     if multi_label:
         index.require_any_label()
         label_table(index, class_names, numbers=numbers)
-        return index
-    index.require_labels()
-    return index.with_class_names(class_names, numbers=numbers)
+    else:
+        index.require_labels()
+        index = index.with_class_names(class_names, numbers=numbers)
+    if index.decoding.value_range.needs_values:
+        warn_of_range(index, index.decoding, option=option)
+    return index
 
 
 def image_name(index: LabelledIndex, position: int) -> str:

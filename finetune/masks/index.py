@@ -185,6 +185,8 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
             logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:
         warn_of_shared_images(source.images, val.images)
+        if val.images.decoding.value_range.needs_values:
+            warn_of_range(val.images, val.images.decoding)
     warn_of_range(source.images, source.images.decoding)
     warn_of_hidden_colours(source.images, reading.decoding)
     return MaskedData(
@@ -206,7 +208,10 @@ def open_evaluation_masks(
         reading: Which images are read.
     """
     source, name = open_measured(data, settings, reading=reading)
-    return _evaluation_index(source, classes, settings, name=name, reading=reading)
+    index = _evaluation_index(source, classes, settings, name=name, reading=reading)
+    if index.images.decoding.value_range.needs_values:
+        warn_of_range(index.images, index.images.decoding, option="--range")
+    return index
 
 
 def draw_order(has_class: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
