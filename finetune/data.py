@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
+from beit.common.images.missed import RangeOption
 from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.config import SourceConfig
-from beit.common.sources.glance.depth import warn_of_range
+from beit.common.sources.glance.depth import warn_of_missed, warn_of_range
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import open_labelled
@@ -101,6 +102,7 @@ def open_evaluation_data(
     numbers: ClassNames | None = None,
     label_column: str | None = None,
     reading: SourceConfig | None = None,
+    option: RangeOption = "",
 ) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
@@ -113,14 +115,17 @@ def open_evaluation_data(
         numbers: What the numbers of the data, or those of the model, mean.
         label_column: Column of the classes in tables; left out, the one that is called so.
         reading: Which images are read.
+        option: How the command sets a range for these images alone, for `warn_of_missed`; empty where it does not.
     """
     index = open_labelled(data, class_names=numbers, label_column=label_column, settings=reading)
     if multi_label:
         index.require_any_label()
         label_table(index, class_names, numbers=numbers)
-        return index
-    index.require_labels()
-    return index.with_class_names(class_names, numbers=numbers)
+    else:
+        index.require_labels()
+        index = index.with_class_names(class_names, numbers=numbers)
+    warn_of_missed(index, index.decoding, option=option)
+    return index
 
 
 def image_name(index: LabelledIndex, position: int) -> str:

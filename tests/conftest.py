@@ -1,5 +1,6 @@
-"""What holds for all tests: a cache of their own, and no reports unless they ask for them."""
+"""What holds for all tests: a cache of their own, no reports unless they ask for them, and ears for Ctrl-C."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 from beit.common.overview.report import automatic
 
 WRITE = automatic._write
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and let what tests start hear it: shells start background jobs, such as a test run, deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

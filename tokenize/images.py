@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from beit.common.errors import InputError, require
+from beit.common.images.missed import RangeOption
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
@@ -22,7 +23,12 @@ SYNTHETIC_PREFIX = "synthetic:"
 
 
 def open_images(
-    source: str, *, img_size: int, cache_bytes: int, settings: SourceConfig | None = None
+    source: str,
+    *,
+    img_size: int,
+    cache_bytes: int,
+    settings: SourceConfig | None = None,
+    option: RangeOption = "--set",
 ) -> LabelledDataset:
     """Open any image source, or generate one; warn of deep images that use little of their range.
 
@@ -33,11 +39,12 @@ def open_images(
         img_size: Side of generated images in px.
         cache_bytes: Memory for Parquet row groups.
         settings: Which images are read.
+        option: How the command sets a range.
     """
     spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
     index = build_index(spec, settings=settings)
     # What looks like a bad tokenizer may be images of which 8 bits keep nothing.
-    warn_of_range(index, index.decoding)
+    warn_of_range(index, index.decoding, option=option)
     warn_of_hidden_colours(index, index.decoding)
     return LabelledDataset(index, cache_bytes=cache_bytes)
 

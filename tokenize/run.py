@@ -140,8 +140,10 @@ def run_tokenize(
         # Nothing more that these settings could be refused for.
         for line in expected if rank == 0 else ():
             logger.info("%s", line)
-        if rank == 0 and not (files / STORE_FILE).exists():
-            warn_of_range(plan.source, config.source.decoding, num_images=plan.source_info.num_images)
+        is_new = not (files / STORE_FILE).exists()
+        if rank == 0 and is_new:
+            if config.source.decoding.value_range.is_resolved:
+                warn_of_range(plan.source, config.source.decoding, num_images=plan.source_info.num_images)
             warn_of_masks(plan.source)
             warn_of_hidden_colours(plan.source, config.source.decoding)
         logger.info("rank %d of %d on %s", rank, world_size, tokenizing.execution.device or "the CPU")
@@ -154,6 +156,8 @@ def run_tokenize(
             torch_threads(threads),
         ):
             info = begin_or_continue(files, wanted, leases, config, plan)
+            if rank == 0 and is_new and not config.source.decoding.value_range.is_resolved:  # percentiles are found now
+                warn_of_range(plan.source, info.source.decoding, num_images=plan.source_info.num_images)
             # One rank packs while the others on this machine wait, so their cores are free.
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)

@@ -64,7 +64,7 @@ def find_range(images: DrawnImages, decoding: Decoding, *, of: str) -> Decoding:
     first_error: BadSample | None = None
     for _, read in images:
         try:
-            values.append(_some_values(_chosen(read(), decoding), len(values)))
+            values.append(some_values(_chosen(read(), decoding), len(values)))
         except BadSample as error:
             first_error = first_error or error
     found = np.concatenate(values) if values else np.empty(0)
@@ -132,7 +132,7 @@ def range_use(images: DrawnImages, decoding: Decoding) -> RangeUse | None:
     drawn: list[_Drawn] = []
     deepest: Samples | None = None
     for samples in _deep(images, decoding):
-        drawn.append(_Drawn(_some_values(samples, len(drawn)), samples.full_range, samples.window))
+        drawn.append(_Drawn(some_values(samples, len(drawn)), samples.full_range, samples.window))
         deepest = samples if deepest is None or samples.full_range[1] > deepest.full_range[1] else deepest
     if deepest is None:
         return None
@@ -232,7 +232,7 @@ def _chosen(data: bytes, decoding: Decoding) -> Samples:
     return pick_channels(read_samples(data, replace(decoding, value_range=_ALL_VALUES)), decoding.channels)
 
 
-def _some_values(samples: Samples, number: int) -> NDArray[Any]:
+def some_values(samples: Samples, number: int) -> NDArray[Any]:
     """Return values of an image, float64: all, or as many from all over it as of every other."""
     flat = samples.array.reshape(-1)
     if len(flat) > _VALUES_PER_IMAGE:

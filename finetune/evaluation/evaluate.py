@@ -89,6 +89,7 @@ def evaluate_model(
         numbers=numbers,
         label_column=label_column,
         reading=(source or SourceConfig()).after(stored.decoding, str(model), is_final=True),
+        option="--range",
     )
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()

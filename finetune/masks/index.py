@@ -20,7 +20,7 @@ from beit.common.errors import InputError, require
 from beit.common.pages.numbers import count
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
-from beit.common.sources.glance.depth import warn_of_range
+from beit.common.sources.glance.depth import warn_of_missed, warn_of_range
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.labels import listed
@@ -185,6 +185,7 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
             logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:
         warn_of_shared_images(source.images, val.images)
+        warn_of_missed(val.images, val.images.decoding, option="")
     warn_of_range(source.images, source.images.decoding)
     warn_of_hidden_colours(source.images, reading.decoding)
     return MaskedData(
@@ -206,7 +207,9 @@ def open_evaluation_masks(
         reading: Which images are read.
     """
     source, name = open_measured(data, settings, reading=reading)
-    return _evaluation_index(source, classes, settings, name=name, reading=reading)
+    index = _evaluation_index(source, classes, settings, name=name, reading=reading)
+    warn_of_missed(index.images, index.images.decoding, option="--range")
+    return index
 
 
 def draw_order(has_class: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:

@@ -34,6 +34,7 @@ from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.outputs import check_output_folder
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_missed
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.sources.types import place_in
@@ -188,6 +189,7 @@ def predict_masks(
         writer.clean(names)
         world.announce()
         say_fit(index, stored, world)
+        warn_of_missed(index, index.decoding, option="--range")
         return _write_all(writer, index, names)
 
 

@@ -16,6 +16,7 @@ from beit.common.errors import InputError, require
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.reading.loader import Loader
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_missed
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import EncoderConfig, read_encoder_config
@@ -122,6 +123,7 @@ def predict(
     index, world = build_index(source, settings=reading), single_rank()
     world.announce()
     say_fit(index, predictor.stored, world)
+    warn_of_missed(index, index.decoding, option="--range")
     reader = default_reader(world, bad_sample_budget=ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)
     predictor.model.to(world.device)

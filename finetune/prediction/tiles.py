@@ -30,6 +30,7 @@ from beit.common.progress import Progress
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_missed
 from beit.common.sources.index_build import build_index
 from beit.common.sources.types import place_in
 from beit.common.vit.description import read_encoder_config
@@ -90,6 +91,7 @@ def predict_tiles(
     index, world = build_index(source, settings=settings), single_rank()
     world.announce()
     say_fit(index, predictor.stored, world)
+    warn_of_missed(index, index.decoding, option="--range")
     predictor.model.to(world.device)
     bad_samples = BadSampleLog(len(index), ALL_BUT_ONE)
     with (

@@ -56,12 +56,7 @@ def start(folder: Path, server: FileServer, store: str = "store") -> subprocess.
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_ctrl_c,
     )
-
-
-def _hear_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells start background jobs, such as this test run, deaf to it
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])

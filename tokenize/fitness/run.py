@@ -55,7 +55,9 @@ def report_tokenizers(
     device = choose_device(TokenizeConfig(), 0)
     tokenizers = [load_tokenizer(name, device=device) for name in names]
     sizes = choose_view_sizes(tokenizers, settings.view_size)
-    with closing(open_images(source, img_size=max(sizes), cache_bytes=512 * 2**20, settings=reading)) as dataset:
+    with closing(
+        open_images(source, img_size=max(sizes), cache_bytes=512 * 2**20, settings=reading, option="--range")
+    ) as dataset:
         sample = ViewSample(dataset, num_images=settings.num_images, seed=settings.seed)
         measurements = [
             measure_fitness(tokenizer, sample, view_size=size, device=device)
