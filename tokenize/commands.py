@@ -70,14 +70,14 @@ def sources_command(
     """
     from beit.common.runs.outputs import PICTURE, check_outputs
     from beit.tokenize.forecast import load
-    from beit.tokenize.survey.survey import LIMIT, survey_with_looks
+    from beit.tokenize.survey.survey import LIMIT, survey
 
     is_table = str(listing) != "-"
     check_outputs(
         {"--json": listing if is_table else None, "--out": out}, inputs=[source], makes_folder=True, endings=PICTURE
     )
     config = load(overrides=overrides)
-    found, looks = survey_with_looks(
+    found, looks = survey(
         source,
         config.source,
         limit=LIMIT if limit is None else limit,

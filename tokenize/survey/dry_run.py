@@ -39,7 +39,7 @@ def rehearse(
     """
     budget = 0.0 if config.strict else config.bad_sample_budget
     any_size = frozenset({"TIFF"} if config.tile else {"TIFF", "JPEG"} if config.short_side else ())
-    found = survey(source, config.source, budget=budget, any_size=any_size)
+    found, _ = survey(source, config.source, budget=budget, any_size=any_size)
     if not found.kind:
         return found, []
     try:

@@ -36,8 +36,8 @@ def survey(
     looks_alike: bool = False,
     budget: float = 0.001,
     any_size: AnySize = frozenset(),
-) -> Survey:
-    """Look at a source.
+) -> tuple[Survey, list[Look]]:
+    """Look at a source; return what there is, and the images that were looked at.
 
     Args:
         spec: As `open_source` takes it.
@@ -49,20 +49,6 @@ def survey(
     Raises:
         InputError: there is nothing to look at. What is there and would be refused is a `Survey` with `refusals`.
     """
-    found, _ = survey_with_looks(spec, settings, limit=limit, looks_alike=looks_alike, budget=budget, any_size=any_size)
-    return found
-
-
-def survey_with_looks(
-    spec: str,
-    settings: SourceConfig,
-    *,
-    limit: int = LIMIT,
-    looks_alike: bool = False,
-    budget: float = 0.001,
-    any_size: AnySize = frozenset(),
-) -> tuple[Survey, list[Look]]:
-    """Look at a source as `survey` does, and return the images that were looked at, too."""
     check_exists(spec)
     left_out: list[LeftOut] = []
     with keeping_warnings() as warnings:

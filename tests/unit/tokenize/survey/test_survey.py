@@ -48,7 +48,7 @@ MIXED = {
 
 
 def look(spec, settings=None, **options):
-    return survey(spec, settings or SourceConfig(), **options)
+    return survey(spec, settings or SourceConfig(), **options)[0]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -100,7 +100,7 @@ def test_what_is_left_out_has_reason_count_example_and_way_out(tmp_path):
     assert "source.max_megapixels=108" in ways["bomb"] and "git lfs pull" in ways["lfs-pointer"]
     assert "6 of 10 images cannot be used, but bad_sample_budget (0.001) allows 1" in found.refusals[0]
     assert look(nasty(tmp_path), budget=0.7).refusals == ()
-    assert "108" not in survey_text(survey(nasty(tmp_path), SourceConfig(max_megapixels=120)))
+    assert "108" not in survey_text(survey(nasty(tmp_path), SourceConfig(max_megapixels=120))[0])
 
 
 def test_an_image_beyond_every_setting_is_said(tmp_path):
