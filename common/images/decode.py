@@ -251,8 +251,8 @@ def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int
 
 def _scale_transparent_grey(image: Image.Image, data: bytes) -> None:
     """Scale the one transparent level of a grey PNG of 2 or 4 bits as its pixels are scaled, which Pillow forgets."""
-    bits, level = png_bits(data), image.info.get("transparency")
-    if image.mode == "L" and bits in (2, 4) and isinstance(level, int):
+    level = image.info.get("transparency")
+    if image.mode == "L" and isinstance(level, int) and (bits := png_bits(data)) in (2, 4):
         image.info["transparency"] = level * (255 // (2**bits - 1))
 
 
