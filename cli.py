@@ -239,6 +239,7 @@ def main() -> None:
             click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
     let_go_of_broken_streams()
     atexit.register(_leave_on_signals, code)
+    _forget_interrupt()
     sys.exit(code)
 
 
@@ -290,6 +291,15 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _forget_interrupt() -> None:
+    """Have `python -m` end with the exit code, not by SIGINT.
+
+    An interrupt that passes through `exec` of a string, as of every dataclass that is being defined, is remembered by
+    Python although it was caught, and ends the process at last. The next string that is run to its end is forgiveness.
+    """
+    exec("")
 
 
 def _leave_on_signals(code: int) -> None:

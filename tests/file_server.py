@@ -34,6 +34,8 @@ class FileServer:
     """Errors that the next requests get, one entry per request."""
     stall: threading.Event | None = None
     """Waited for where an answer breaks off, so that a client can be stopped there."""
+    silent_from: int | None = None
+    """Byte of each file from which answers break off, in whatever order they are asked for."""
     requests: list[dict[str, str]] = field(default_factory=list)
     """Headers of every GET."""
     paths: list[str] = field(default_factory=list)
@@ -126,7 +128,7 @@ def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
         request.send_header("Content-Length", str(end - start))
     request.end_headers()
     if is_get:
-        send(server, request, content[start:end])
+        send(server, request, content[start:end], start)
 
 
 def starts_behind(content: bytes, request: BaseHTTPRequestHandler) -> bool:
@@ -135,9 +137,11 @@ def starts_behind(content: bytes, request: BaseHTTPRequestHandler) -> bool:
     return wanted is not None and int(wanted.removeprefix("bytes=").partition("-")[0]) >= len(content)
 
 
-def send(server: FileServer, request: BaseHTTPRequestHandler, data: bytes) -> None:
-    """Send a body, or part of it where the server is to break off."""
+def send(server: FileServer, request: BaseHTTPRequestHandler, data: bytes, start: int) -> None:
+    """Send a body, which begins at byte `start` of the file, or part of it where the server is to break off."""
     sent = data[: server.breaks.pop(0)] if server.breaks else data
+    if server.silent_from is not None:
+        sent = sent[: max(0, server.silent_from - start)]
     server.bytes_sent += len(sent)
     request.wfile.write(sent)
     request.wfile.flush()

@@ -1,6 +1,7 @@
 """Every command with wrong input: one line that says what to do, exit code 2, nothing half-written."""
 
 import io
+import os
 import re
 import resource
 import signal
@@ -332,6 +333,19 @@ cli.main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75 and "beit: interrupted" in done.stderr
     assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_interrupt_in_a_definition_of_a_dataclass_leaves_the_exit_code(tmp_path):
+    """It passes through `exec` of a string, after which `python -m` would end by SIGINT, whatever was caught."""
+    code = """
+from beit import cli
+cli.beit.main = lambda **_: exec("raise KeyboardInterrupt")
+cli.main()
+"""
+    (tmp_path / "interrupted.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "interrupted"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 75 and done.stderr.startswith("beit: interrupted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
