@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from beit.common.encoder import save_model
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import FeaturePooling
@@ -55,7 +56,9 @@ def save_classifier(
     return model.eval()
 
 
-def save_segmenter(directory: Path, *, class_names: Sequence[str], seed: int = 0, **inference: Any) -> Segmenter:
+def save_segmenter(
+    directory: Path, *, class_names: Sequence[str], seed: int = 0, decoding: Decoding = USUAL, **inference: Any
+) -> Segmenter:
     """Write a small segmentation model with random weights as `beit finetune segmentation` does; returns it."""
     shape = ViTConfig(
         img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, pos_bias="per_block", use_mask_token=False
@@ -69,6 +72,6 @@ def save_segmenter(directory: Path, *, class_names: Sequence[str], seed: int = 0
     classes = MaskClasses(names=tuple(class_names), colours=voc_colours(len(class_names)))
     info = SegmentationInfo(head=head, classes=classes, inference=InferenceConfig(**inference))
     normalization = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    save_model(directory, model.state_dict(), describe(shape, normalization, info))
+    save_model(directory, model.state_dict(), describe(shape, normalization, info, decoding=decoding))
     model.normalization = normalization
     return model.eval()

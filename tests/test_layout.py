@@ -386,3 +386,10 @@ def test_no_path_of_a_build_machine_is_committed():
     pattern = re.compile(r"/(?:wor[k]|hom[e]/\w+)/")
     for path in [*SOURCES, ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         assert not pattern.search(path.read_text()), name_of(path)
+
+
+def test_no_merge_is_half_done():
+    """In what people read and what is run: `git merge` marks where two versions differ."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
+    marked = re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)
+    assert not [name_of(path) for path in [*SOURCES, *pages] if marked.search(path.read_text())]

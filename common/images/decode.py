@@ -22,7 +22,7 @@ from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_S
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
-from beit.common.images.ranges import to_8_bit
+from beit.common.images.ranges import DTYPE, to_8_bit
 from beit.common.images.readers.claims import frame_number, too_large
 from beit.common.images.readers.deep_png import is_deep_colour, png_bits, read_deep_colour
 from beit.common.images.samples import Samples, samples_of_8_bit
@@ -267,6 +267,21 @@ def _without_text(data: bytes) -> bytes:
             kept.append(chunk)
         position = end
     return b"".join(kept)
+
+
+def as_decoded(image: Image.Image, decoding: Decoding) -> Image.Image:
+    """Turn an image that Pillow has opened into 8 bits, mode "RGB" or "L", as `decode_image` does with its file.
+
+    One of more than 8 bits (modes I and F) gets the range of values of `decoding`. One of 8 bits is taken as it is:
+    whoever made it has chosen a range.
+
+    Raises:
+        BadSample: reason is "no-window": the range is the one that files state, and it has none.
+    """
+    if decoding.value_range.kind == DTYPE or not image.mode.startswith(("I", "F")):
+        return as_rgb(image)
+    samples = Samples(array=np.asarray(_turned(image))[..., None], kind="grey")
+    return image_of(to_8_bit(samples, decoding.value_range)).convert("L" if decoding.num_channels == GREY else "RGB")
 
 
 def as_rgb(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:

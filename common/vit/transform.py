@@ -25,7 +25,7 @@ from torch import Tensor
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images.channels import fit_image, pixels_of
-from beit.common.images.decode import as_rgb, decode_image
+from beit.common.images.decode import as_decoded, decode_image
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import place_of
@@ -54,7 +54,7 @@ class ImageTransform:
         img_size: Side of the model's input, S, in pixels.
         crop_pct: Share of the resized image's short side that is kept, in (0, 1].
         normalization: Mean and std per channel, of pixels scaled to [0, 1].
-        decoding: How image files become pixels; a Pillow image is taken as it is.
+        decoding: How image files become pixels, and Pillow images of more than 8 bits; one of 8 bits is taken as it is.
 
     Example:
         >>> encoder = beit.load_encoder("runs/pretrain/encoder")
@@ -102,18 +102,19 @@ class ImageTransform:
 
 
 def open_image(image: ImageLike, decoding: Decoding = USUAL) -> Image.Image:
-    """Return an RGB image, turned as its EXIF data say: of a Pillow image of any mode, a path or a URL."""
-    if isinstance(image, Image.Image):
-        return as_rgb(image)
-    if not isinstance(image, (str, PathLike)):
+    """Return an RGB or grey image of 8 bits, turned as its EXIF data say: of a Pillow image, a path or a URL."""
+    if not isinstance(image, (Image.Image, str, PathLike)):
         raise TypeError(
             f"an image must be a Pillow image, a path or a URL, got {type(image).__name__}; PIL.Image.fromarray makes "
             "one of an array (H, W, 3) uint8"
         )
     try:
+        if isinstance(image, Image.Image):
+            return as_decoded(image, decoding)
         return decode_image(place_of(normalise(str(image))).read(), decoding)
     except BadSample as error:
-        raise InputError(f"{image} cannot be read ({error}); give another image") from None
+        name = f"an image of mode {image.mode}" if isinstance(image, Image.Image) else image
+        raise InputError(f"{name} cannot be read ({error}); give another image") from None
 
 
 def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

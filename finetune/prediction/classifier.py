@@ -25,6 +25,7 @@ from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.evaluation.outcomes import TOP_K
 from beit.finetune.evaluation.scores import THRESHOLD
 from beit.finetune.prediction.files import Prediction
+from beit.finetune.prediction.missed_files import RangeCheck
 
 _CHUNK = 32
 """Images in memory and in one forward pass; arbitrary."""
@@ -40,6 +41,7 @@ class Classifier(ImageClassifier):
 
     class_names: tuple[str, ...]
     multi_label: bool
+    _range_check: RangeCheck
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of every class.
@@ -115,6 +117,7 @@ class Classifier(ImageClassifier):
         while chunk := list(islice(rest, _CHUNK)):
             names = [None if isinstance(image, Image.Image) else str(image) for image in chunk]
             yield self.transform.batch(chunk), names
+            self._range_check.look(chunk)
 
 
 def load_classification_model(path: str | Path) -> Classifier:
@@ -122,6 +125,7 @@ def load_classification_model(path: str | Path) -> Classifier:
     model, stored = load_classifier(path, kind=Classifier)
     assert stored.class_names is not None
     model.class_names, model.multi_label = stored.class_names, stored.multi_label
+    model._range_check = RangeCheck(model.decoding)
     return model
 
 

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.images.channels import fit_image, pixels_of
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.vit.transform import ImageLike, open_image
 from beit.finetune.evaluation.overlays import OPACITY, overlay
 from beit.finetune.masks.classes import Colour, MaskClasses
 from beit.finetune.prediction.mask_files import palette_image
+from beit.finetune.prediction.missed_files import RangeCheck
 from beit.finetune.segmentation.artifact import load_segmenter
 from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids, segment
@@ -41,6 +43,8 @@ class Segmentation:
     """C colours, RGB, of `to_image` and `overlay`."""
     probabilities: NDArray[np.float32] | None = None
     """Of every class at every pixel, (C, H, W) float32 that sum to 1 over the classes, if they were asked for."""
+    decoding: Decoding = USUAL
+    """How the image was decoded, so that `overlay` shows what the model saw."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -63,7 +67,7 @@ class Segmentation:
         Returns:
             RGB, W x H.
         """
-        picture = open_image(image)
+        picture = open_image(image, self.decoding).convert("RGB")
         if picture.size != self.ids.shape[::-1]:
             raise ValueError(f"the image ({picture.size}) must be as large as the mask ({self.ids.shape[::-1]})")
         return overlay(picture, self.ids, self._classes, opacity)
@@ -85,6 +89,7 @@ class SegmentationModel(Segmenter):
     class_names: tuple[str, ...]
     colours: tuple[Colour, ...]
     inference: InferenceConfig
+    _range_check: RangeCheck
 
     # A path is text, and text is an iterable of texts, too: the first signature that fits counts.
     @overload
@@ -117,18 +122,30 @@ class SegmentationModel(Segmenter):
         return [self._predict_one(image, probabilities) for image in images]
 
     def _predict_one(self, image: ImageLike, keeps: bool) -> Segmentation:
-        pixels = pixels_of(fit_image(open_image(image), self.config.in_chans)).transpose(2, 0, 1)  # (C, H, W)
+        pixels = self._pixels(image)
+        self._range_check.look([image])
         kept = None
         if keeps:
             kept = np.empty((len(self.class_names), *pixels.shape[1:]), np.float32)
             for strip in segment(self, pixels, self.inference):
                 kept[:, strip.top : strip.top + strip.probabilities.shape[1]] = strip.probabilities.cpu().numpy()
         ids = class_ids(self, pixels, self.inference) if kept is None else kept.argmax(0).astype(np.uint8)
-        return Segmentation(ids=ids, class_names=self.class_names, colours=self.colours, probabilities=kept)
+        return Segmentation(
+            ids=ids,
+            class_names=self.class_names,
+            colours=self.colours,
+            probabilities=kept,
+            decoding=self.decoding,
+        )
+
+    def _pixels(self, image: ImageLike) -> NDArray[np.uint8]:
+        """Return what the model sees of an image before the normalisation, (C, H, W)."""
+        return pixels_of(fit_image(open_image(image, self.decoding), self.config.in_chans)).transpose(2, 0, 1)
 
 
 def load_segmentation_model(path: str | Path) -> SegmentationModel:
     """Load a segmentation model for use, in eval mode on the CPU."""
     model, _, info = load_segmenter(path, kind=SegmentationModel)
     model.class_names, model.colours, model.inference = info.classes.names, info.classes.colours, info.inference
+    model._range_check = RangeCheck(model.decoding)
     return model

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.common.images.decode import decode_image
+from beit.common.images.decoding import Decoding
+from beit.common.images.ranges import ValueRange
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.transform import ImageTransform, normalize_images, resize_and_center_crop
 from beit.common.vit.vit import VisionTransformer
@@ -35,6 +38,31 @@ def test_it_is_resize_crop_and_normalisation():
     found = TRANSFORM(photo())
     assert found.shape == (3, 32, 32) and found.dtype == torch.float32
     assert np.allclose(found.numpy(), by_hand(photo()), atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["dtype", (236.0, 20872.0)])
+def test_a_deep_image_and_its_file_give_the_same(tmp_path, setting):
+    """The range of a model is for values; what Pillow has opened has them still."""
+    transform = replace(TRANSFORM, decoding=Decoding(value_range=ValueRange.parse(setting)))
+    values = np.random.default_rng(0).integers(0, 30_000, (50, 70), np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    wanted = transform.pixels(tmp_path / "deep.png")
+    opened = Image.open(tmp_path / "deep.png")
+    assert opened.mode.startswith("I") and np.array_equal(transform.pixels(opened), wanted)
+    assert np.array_equal(transform.pixels(Image.fromarray(values.astype(np.int32))), wanted)
+    if setting != "dtype":
+        assert np.array_equal(transform.pixels(Image.fromarray(values.astype(np.float32))), wanted)
+
+
+def test_an_image_of_8_bits_has_its_range_already():
+    transform = replace(TRANSFORM, decoding=Decoding(value_range=ValueRange.parse((236.0, 20872.0))))
+    assert np.array_equal(transform.pixels(photo()), TRANSFORM.pixels(photo()))
+
+
+def test_a_deep_image_without_a_window_has_no_range():
+    transform = replace(TRANSFORM, decoding=Decoding(value_range=ValueRange.parse("window")))
+    with pytest.raises(InputError, match="an image of mode I;16 cannot be read.*it states no window"):
+        transform.pixels(Image.fromarray(np.zeros((8, 8), np.uint16)))
 
 
 def test_a_path_and_its_image_give_the_same(tmp_path):

@@ -1,6 +1,7 @@
 """Masks of new images: at their own size, the same as from Python, resumable, and nothing overwritten."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import beit
 from beit.common.errors import InputError, ResumableStop
+from beit.common.images.decode import decode_image
+from beit.common.sources.config import SourceConfig
 from beit.finetune.prediction import masks as module
 from beit.finetune.prediction.masks import check_mask_options, predict_masks
 from beit.finetune.prediction.predict import refuse_mask_options
@@ -63,6 +66,24 @@ def test_masks_are_as_large_as_their_images_and_those_of_python(tmp_path, model,
     assert (tmp_path / "out/legend.png").is_file() and (tmp_path / "out/masks/legend.png").is_file()
     largest = NAMES[int(total.argmax())]
     assert table.splitlines()[1].split()[1] == largest
+
+
+def test_python_decodes_files_as_those_that_a_model_was_trained_on(tmp_path, photos):
+    """With its own range and channels, as the command does; and the overlay shows what the model saw."""
+    narrow = replace(SourceConfig(), range=(64, 128), channels="grey")
+    save_segmenter(tmp_path / "model", class_names=NAMES)
+    save_segmenter(tmp_path / "ranged", class_names=NAMES, decoding=narrow.decoding.of_any_size())
+    predict_masks(tmp_path / "ranged", str(photos), out=tmp_path / "out", overlays=True)
+    model = beit.load_model(tmp_path / "ranged", task="segmentation")
+    for name in SIZES:
+        found = model.predict(photos / name)
+        assert np.array_equal(found.ids, ids_of(tmp_path / "out/masks" / f"{name.rpartition('.')[0]}.png"))
+    other = beit.load_model(tmp_path / "model", task="segmentation")
+    seen, usual = (one.predict(photos / "sub/a.png", probabilities=True) for one in (model, other))
+    assert not np.allclose(usual.probabilities, seen.probabilities, atol=1e-3)
+    shown, plain = (np.asarray(one.overlay(photos / "sub/a.png", opacity=0.0)) for one in (seen, usual))
+    grey = np.asarray(decode_image((photos / "sub/a.png").read_bytes(), narrow.decoding))
+    assert np.array_equal(shown, np.repeat(grey[..., None], 3, axis=-1)) and not np.array_equal(shown, plain)
 
 
 def test_a_second_run_keeps_what_is_there_and_makes_what_is_missing(tmp_path, model, photos, caplog, monkeypatch):
