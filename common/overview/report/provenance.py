@@ -14,6 +14,7 @@ from typing import Any
 
 from beit.common.errors import InputError
 from beit.common.overview.report.documents import Documents, TokenizerVerdict
+from beit.common.overview.report.results import learned_from
 from beit.common.overview.report.run_files import RunFiles
 from beit.common.overview.report.section import Section, chain
 from beit.common.overview.report.settings import recipe_text
@@ -356,6 +357,9 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
             name=named(str(measured)),
             text=count(number, "image") if number else "",
             facts=_some(("identity", _short(origin.get("validation_sha256")))),
+            note=("no measure", "the model learned from these very images; others say what it is worth")
+            if learned_from(origin)
+            else None,
         )
 
 

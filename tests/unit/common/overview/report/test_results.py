@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from beit.common.overview.report.documents import Documents
+from beit.common.overview.report.documents import Documents, find_documents
+from beit.common.overview.report.provenance import provenance_section
 from beit.common.overview.report.results import Result, results, results_section
 from beit.common.overview.report.run_files import read_run_files
 from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent_range
+from beit.common.storage.documents import read_json, write_json
 from beit.tests.page_parts import PageParts
 from beit.tests.report_runs import ALL, fine_tuned, pretraining, probed, segmented, tokenizer
 
@@ -42,6 +45,21 @@ def test_an_evaluation_goes_before_what_the_training_measured(tmp_path: Path) ->
         "commonest class 3.0 %",
     )
     assert found.measured_on == "50 images of masks/test"
+
+
+@pytest.mark.parametrize("make", [fine_tuned, probed, segmented])
+def test_images_that_a_model_learned_from_measure_nothing(make: Callable[..., Path], tmp_path: Path) -> None:
+    """It is said where the number stands, and on the way from images to model."""
+    run = make(tmp_path / "run")
+    for file in (*run.glob("*.json"), *run.glob("*/config.json")):
+        document = read_json(file)
+        for origin in (document, document.get("provenance", {})):
+            origin |= {"source_sha256": "1" * 64, "validation_sha256": "1" * 64, "validation_data": "/there/labelled"}
+        write_json(file, document)
+    assert all(one.measured_on.endswith(", which it learned from") for one in of(run))
+    found = read_run_files([run])
+    way = PageParts(f"<main>{''.join(provenance_section(found, find_documents(found, ())).parts)}</main>").text
+    assert "no measure" in way and "learned from these very images" in way
 
 
 def test_both_probes_name_their_block(tmp_path: Path) -> None:
