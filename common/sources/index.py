@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.label_column import HOW_TO_CHOOSE
@@ -37,6 +37,7 @@ from beit.common.sources.labels import (
     repetitions,
     require_distinct,
     split_label,
+    subset_size,
     unknown_classes,
 )
 from beit.common.sources.types import SampleRef, SourceShard
@@ -283,21 +284,10 @@ class LabelledIndex:
             fraction: Share of the samples to keep.
             seed: Another seed keeps others. Which ones are kept depends on nothing else but the data.
         """
-        require(
-            (num_labels is None) != (fraction is None),
-            f"give either num_labels ({num_labels}) or fraction ({fraction}), not both or none",
-        )
-        if fraction is not None:
-            require(0 < fraction <= 1, f"fraction ({fraction}) must be in (0, 1]")
-            num_labels = max(1, round(fraction * len(self)))
-        assert num_labels is not None
-        require(
-            1 <= num_labels <= len(self),
-            f"num_labels ({num_labels}) must be in [1, {len(self)}], the number of samples in {self.name}",
-        )
-        if num_labels == len(self):
+        wanted = subset_size(len(self), num_labels=num_labels, fraction=fraction, of=f"samples in {self.name}")
+        if wanted == len(self):
             return self
-        return self._keep(draw_subset(self.labels, num_labels, seed), f"subset {num_labels} {seed}")
+        return self._keep(draw_subset(self.labels, wanted, seed), f"subset {wanted} {seed}")
 
     def balanced(self, *, seed: int) -> LabelledIndex:
         """Return an index that lists the samples of rare classes repeatedly, so that all classes are equally frequent.

@@ -200,6 +200,30 @@ def apportion(class_counts: Int64Array, total: int) -> Int64Array:
     return counts
 
 
+def subset_size(total: int, *, num_labels: int | None, fraction: float | None, of: str) -> int:
+    """Return how many of `total` samples are to be kept.
+
+    Args:
+        total: Samples there are.
+        num_labels: How many; excludes `fraction`.
+        fraction: Share of them.
+        of: What they are and where, for messages.
+
+    Raises:
+        InputError: both are given or none, or there are not so many.
+    """
+    require(
+        (num_labels is None) != (fraction is None),
+        f"give either num_labels ({num_labels}) or fraction ({fraction}), not both or none",
+    )
+    if fraction is not None:
+        require(0 < fraction <= 1, f"fraction ({fraction}) must be in (0, 1]")
+        num_labels = max(1, round(fraction * total))
+    assert num_labels is not None
+    require(1 <= num_labels <= total, f"num_labels ({num_labels}) must be in [1, {total}], the number of {of}")
+    return num_labels
+
+
 def draw_subset(labels: Int64Array, total: int, seed: int) -> Int64Array:
     """Choose `total` samples, balanced by label; samples without a label count as one more class.
 

@@ -23,7 +23,7 @@ from beit.common.sources.config import SourceConfig
 from beit.common.sources.glance.depth import warn_of_missed, warn_of_range
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index import LabelledIndex
-from beit.common.sources.labels import listed
+from beit.common.sources.labels import listed, subset_size
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.masks.classes import MaskClasses
@@ -108,22 +108,13 @@ class MaskedIndex:
             fraction: Share of the images to keep.
             seed: Another seed keeps others. Which ones are kept depends on nothing else but the data.
         """
-        require(
-            (num_labels is None) != (fraction is None),
-            f"give either num_labels ({num_labels}) or fraction ({fraction}), not both or none",
+        wanted = subset_size(
+            len(self), num_labels=num_labels, fraction=fraction, of=f"images with masks in {self.name}"
         )
-        if fraction is not None:
-            require(0 < fraction <= 1, f"fraction ({fraction}) must be in (0, 1]")
-            num_labels = max(1, round(fraction * len(self)))
-        assert num_labels is not None
-        require(
-            1 <= num_labels <= len(self),
-            f"num_labels ({num_labels}) must be in [1, {len(self)}], the number of images with masks in {self.name}",
-        )
-        if num_labels == len(self):
+        if wanted == len(self):
             return self
         order = draw_order(self.pixel_counts[:, :-1] > 0, seed)
-        return self._keep(np.sort(order[:num_labels]), f"subset {num_labels} {seed}")
+        return self._keep(np.sort(order[:wanted]), f"subset {wanted} {seed}")
 
     def part(self, count: int) -> MaskedIndex:
         """Return an index of `count` images spread evenly, always the same; of all if there are no more."""
