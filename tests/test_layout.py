@@ -377,6 +377,26 @@ def test_what_pages_import_exists():
     assert not {name for name in imported if not is_module_or_in_one(name)}
 
 
+def headings(page):
+    """Return the anchors of a page, as GitHub makes them of its headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_of_pages_lead_somewhere(page):
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or anchor and anchor not in headings(target):
+            dead.append(link)
+    assert not dead
+
+
 def test_no_module_grows_past_500_lines():
     long = {name_of(path): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 500}
     assert not long
