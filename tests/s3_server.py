@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 from beit.common.storage.remote_place import forget_stores
+
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have threads call a function one after the other.
+
+    moto 5.2.5 looks at If-Match and writes without a lock, so that two writes of one version may both succeed, which
+    S3 does not allow (findings/moto_lets_two_conditional_writes_of_one_version_succeed.sh).
+    """
+    lock = threading.Lock()
+
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return function(*arguments, **named)
+
+    return locked
 
 
 @contextmanager
@@ -19,6 +36,7 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
     Gives the URL of the bucket.
     """
     import boto3
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line for every request
@@ -33,7 +51,10 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     try:
-        with mock.patch.dict(os.environ, variables):
+        with (
+            mock.patch.dict(os.environ, variables),
+            mock.patch.object(S3Response, "put_object", one_at_a_time(S3Response.put_object)),
+        ):
             forget_stores()
             # All servers of a process share their buckets: those of an earlier test would still be there.
             reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
