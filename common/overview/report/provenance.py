@@ -358,7 +358,7 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
             text=count(number, "image") if number else "",
             facts=_some(("identity", _short(origin.get("validation_sha256")))),
             note=("no measure", "the model learned from these very images; others say what it is worth")
-            if learned_from(origin)
+            if learned_from(origin, origin)
             else None,
         )
 

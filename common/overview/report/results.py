@@ -32,7 +32,7 @@ _MEASURES = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", 
 """Shares that `beit compare` compares by."""
 _OTHERS = {"held_out_bits": "bits per masked token", "held_out_mse": "squared error of masked patches"}
 """What else it compares by."""
-LEARNED_FROM = ", which it learned from"
+_LEARNED_FROM = ", which it learned from"
 _NORMAL = 1.96
 _NOT_FINITE = "not finite"
 _MOST_SETTINGS = 4
@@ -283,7 +283,7 @@ def _of_probe(task: str, found: Mapping[str, Any]) -> Iterator[Result]:
         return
     block, k = found.get("best_block"), found.get("best_k")
     where = f" (block {block}{f', k = {k}' if k is not None else ''})" if block is not None else ""
-    place = named(str(found.get("validation_data") or "")) + (LEARNED_FROM if learned_from(found) else "")
+    place = named(str(found.get("validation_data") or "")) + (_LEARNED_FROM if learned_from(found, found) else "")
     is_share_of_images = metric == "top1" and isinstance(number, int) and number > 0
     yield Result(
         measure=f"{_TASKS[task]}, {'mean IoU' if metric == 'miou' else 'top-1'}{where}",
@@ -298,17 +298,17 @@ def _measured(run: RunFiles) -> tuple[Mapping[str, Any], str]:
     """Return what was measured of the model that is kept, by `beit evaluate` where it was, and on what."""
     origin = run.kept.get("provenance") or {}
     if run.evaluation:
-        learned = LEARNED_FROM if learned_from({**origin, **run.evaluation}) else ""
+        learned = _LEARNED_FROM if learned_from(origin, run.evaluation) else ""
         return run.evaluation, named(str(run.evaluation.get("data", ""))) + learned
     place = named(str(origin.get("validation_data") or ""))
-    how = LEARNED_FROM if learned_from(origin) else ", by which the model was chosen"
+    how = _LEARNED_FROM if learned_from(origin, origin) else ", by which the model was chosen"
     return origin.get("metrics") or {}, f"{place}{how}" if place else ""
 
 
-def learned_from(origin: Mapping[str, Any]) -> bool:
-    """Whether a model was measured on the very images that it learned from."""
-    measured = origin.get("validation_sha256")
-    return measured is not None and measured == origin.get("source_sha256")
+def learned_from(training: Mapping[str, Any], measurement: Mapping[str, Any]) -> bool:
+    """Whether a model was measured on the very images that it learned from, by what is said of both."""
+    measured = measurement.get("validation_sha256")
+    return measured is not None and measured == training.get("source_sha256")
 
 
 def _last(run: RunFiles, *metrics: str) -> Mapping[str, Any] | None:

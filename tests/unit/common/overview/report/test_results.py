@@ -62,6 +62,15 @@ def test_images_that_a_model_learned_from_measure_nothing(make: Callable[..., Pa
     assert "no measure" in way and "learned from these very images" in way
 
 
+def test_an_evaluation_that_does_not_say_of_what_is_not_that_of_the_training(tmp_path: Path) -> None:
+    run = segmented(tmp_path / "run")
+    for file in run.glob("*/config.json"):
+        document = read_json(file)
+        document["provenance"] |= {"source_sha256": "1" * 64, "validation_sha256": "1" * 64}
+        write_json(file, document)
+    assert of(run)[0].measured_on == "50 images of masks/test"
+
+
 def test_both_probes_name_their_block(tmp_path: Path) -> None:
     linear, neighbours = of(probed(tmp_path / "run"))
     assert linear.measure == "linear probe, top-1 (block 1)" and neighbours.measure == "k-NN, top-1 (block 1, k = 5)"
